@@ -1,0 +1,3 @@
+"""Equivariant molecular graph neural networks for PyTorch Geometric."""
+
+__version__ = "0.1.0"

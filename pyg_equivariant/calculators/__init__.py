@@ -1,0 +1,1 @@
+"""Simulation engines that a trained potential drives."""

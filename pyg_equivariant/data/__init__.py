@@ -1,0 +1,1 @@
+"""From molecules, materials and files to geometric graphs."""

@@ -1,0 +1,57 @@
+"""The one interface of all architectures."""
+
+import math
+from abc import ABC, abstractmethod
+from typing import Literal
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pyg_equivariant.nn.configurable import Configurable
+
+__all__ = ["Representation"]
+
+
+class Representation(Configurable, ABC):
+    """Atoms and edge vectors in, equivariant features out: ``[N], [2, E], [E, 3] → [N, P, M, C]``.
+
+    A representation sees no positions (translation invariance holds by type), no batch vector (nothing
+    leaks between molecules by type) and no targets. It is differentiable with respect to ``edge_vec``, twice.
+
+    Args:
+        channels: C.
+        cutoff: Radius in Å beyond which atoms do not interact; ``math.inf`` for fully connected graphs.
+        lmax: Highest degree of the features, M = (lmax + 1)².
+        parity: P; 2 where pseudotensors are kept in slot 1.
+
+    Attributes:
+        group: What the features are equivariant to, besides translations and permutations.
+    """
+
+    group: Literal["E(3)", "SE(3)"] = "E(3)"
+
+    def __init__(self, channels: int, cutoff: float, *, lmax: int = 0, parity: int = 1) -> None:
+        super().__init__()
+        if channels < 1:
+            raise ValueError(f"channels must be at least 1, got {channels}")
+        if not cutoff > 0 or math.isnan(cutoff):
+            raise ValueError(f"cutoff must be a positive length in Å, got {cutoff}")
+        self.channels = channels
+        self.cutoff = float(cutoff)
+        self.lmax = lmax
+        self.parity = parity
+
+    @abstractmethod
+    def forward(
+        self,
+        z: Int[Tensor, " N"],
+        edge_index: Int[Tensor, "2 E"],
+        edge_vec: Float[Tensor, "E 3"],
+    ) -> Float[Tensor, "N P M C"]:
+        """Features of the atoms.
+
+        Args:
+            z: Atomic numbers.
+            edge_index: Row 0 the source j, row 1 the target i.
+            edge_vec: ``r_j − r_i`` in Å.
+        """

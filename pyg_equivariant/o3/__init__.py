@@ -1,0 +1,1 @@
+"""Irreducible representations of O(3) on dense tensors."""

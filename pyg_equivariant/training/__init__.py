@@ -1,0 +1,1 @@
+"""Lightning tasks, losses, recipes and the command line."""

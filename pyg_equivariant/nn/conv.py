@@ -1,0 +1,34 @@
+"""The base of all convolutions."""
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch_geometric.nn import MessagePassing
+
+__all__ = ["Conv", "segment_sum"]
+
+
+def segment_sum(values: Tensor, index: Int[Tensor, " E"], size: int) -> Tensor:
+    """Sum of the rows of ``values [E, ...]`` with the same index: ``[size, ...]``.
+
+    ``index_add`` has ``index_select`` as its derivative, which on a CPU is several times faster than the
+    ``gather`` that an expanded ``scatter_add`` has.
+    """
+    return values.new_zeros((size, *values.shape[1:])).index_add(0, index, values)
+
+
+class Conv(MessagePassing):
+    """A ``MessagePassing`` that sums messages of any rank over the first axis."""
+
+    def __init__(self) -> None:
+        super().__init__(aggr="add", node_dim=0)
+
+    def aggregate(
+        self,
+        inputs: Tensor,
+        index: Tensor,
+        ptr: Tensor | None = None,
+        dim_size: int | None = None,
+    ) -> Tensor:
+        """Sum of the messages that each target receives."""
+        return segment_sum(inputs, index, int(index.max()) + 1 if dim_size is None else dim_size)

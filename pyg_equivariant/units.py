@@ -23,7 +23,15 @@ GPA = float(_ase.GPa)
 FS = float(_ase.fs)
 """1 fs in ASE's own unit of time, Å·sqrt(amu/eV)."""
 
-ENERGY = {"eV": EV, "meV": MEV, "Hartree": HARTREE, "Ha": HARTREE, "kcal/mol": KCAL_MOL, "kJ/mol": KJ_MOL, "Ry": RYDBERG}
+ENERGY = {
+    "eV": EV,
+    "meV": MEV,
+    "Hartree": HARTREE,
+    "Ha": HARTREE,
+    "kcal/mol": KCAL_MOL,
+    "kJ/mol": KJ_MOL,
+    "Ry": RYDBERG,
+}
 LENGTH = {"Angstrom": ANGSTROM, "Å": ANGSTROM, "Ang": ANGSTROM, "Bohr": BOHR, "a0": BOHR, "nm": NANOMETER}
 
 

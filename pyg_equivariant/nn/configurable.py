@@ -71,7 +71,9 @@ def describe(value: Any) -> Any:
         return [describe(item) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"a constructor argument of type {type(value).__name__} cannot be saved: pass a Configurable module")
+    raise TypeError(
+        f"a constructor argument of type {type(value).__name__} cannot be saved: pass a Configurable module"
+    )
 
 
 def build(description: Any) -> Any:
@@ -89,7 +91,9 @@ def build(description: Any) -> Any:
         try:
             return cls(**arguments)
         except TypeError as error:
-            raise ValueError(f"{description['class_path']} cannot be built from the saved arguments: {error}") from error
+            raise ValueError(
+                f"{description['class_path']} cannot be built from the saved arguments: {error}"
+            ) from error
     if isinstance(description, dict):
         return {key: build(item) for key, item in description.items()}
     if isinstance(description, list):
@@ -106,5 +110,7 @@ def _find_class(path: str) -> type[Configurable]:
             raise ValueError(f"no module {module_name}: was the file saved by a newer pyg_equivariant?") from error
     cls = getattr(sys.modules.get(module_name), name, None)
     if not (isinstance(cls, type) and issubclass(cls, Configurable)):
-        raise ValueError(f"{path} is not a Configurable module that is imported here: import the module that defines it first")
+        raise ValueError(
+            f"{path} is not a Configurable module that is imported here: import the module that defines it first"
+        )
     return cls

@@ -1,6 +1,7 @@
 """The base of all convolutions."""
 
-import torch
+from typing import Optional
+
 from jaxtyping import Int
 from torch import Tensor
 from torch_geometric.nn import MessagePassing
@@ -27,8 +28,8 @@ class Conv(MessagePassing):
         self,
         inputs: Tensor,
         index: Tensor,
-        ptr: Tensor | None = None,
-        dim_size: int | None = None,
+        ptr: Optional[Tensor] = None,  # noqa: UP045  (MessagePassing reads the annotations, and only this form)
+        dim_size: Optional[int] = None,  # noqa: UP045
     ) -> Tensor:
         """Sum of the messages that each target receives."""
         return segment_sum(inputs, index, int(index.max()) + 1 if dim_size is None else dim_size)

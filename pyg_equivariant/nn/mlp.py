@@ -1,5 +1,6 @@
 """Multilayer perceptrons of scalars."""
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -34,7 +35,7 @@ class MLP(nn.Sequential):
 
     def __init__(self, sizes: Sequence[int], activation: Activation | None = None, *, bias: bool = True) -> None:
         layers: list[nn.Module] = []
-        for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+        for fan_in, fan_out in itertools.pairwise(sizes):
             if layers:
                 layers.append(activation or SiLU())
             layers.append(dense(fan_in, fan_out, bias=bias))

@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyg_equivariant.nn.configurable import Configurable
+from pyg_equivariant.nn.cutoff import Cutoff
 
-__all__ = ["BesselBasis", "GaussianBasis", "RadialBasis"]
+__all__ = ["BesselBasis", "EnvelopedBasis", "GaussianBasis", "RadialBasis", "TrainableBesselBasis"]
 
 
 class RadialBasis(Configurable, ABC):
@@ -53,14 +54,16 @@ class GaussianBasis(RadialBasis):
 
 
 class BesselBasis(RadialBasis):
-    """``√(2/c) sin(wₖ d/c) / d`` with trainable ``wₖ``, kπ at the start.
+    """``√(2/c) sin(wₖ d/c) / d`` with ``wₖ = kπ``.
 
     Reference: Gasteiger et al. 2020, arXiv:2003.03123, eq. 7. Finite, with zero derivatives, at d = 0.
     """
 
+    frequency: Tensor
+
     def __init__(self, num_basis: int = 8, cutoff: float = 5.0) -> None:
         super().__init__(num_basis, cutoff)
-        self.frequency = nn.Parameter(torch.arange(1, num_basis + 1) * math.pi)
+        self.register_buffer("frequency", torch.arange(1, num_basis + 1) * math.pi)
 
     def forward(self, edge_len: Float[Tensor, " E"]) -> Float[Tensor, "E K"]:
         """See the class."""
@@ -68,3 +71,32 @@ class BesselBasis(RadialBasis):
         zero = d == 0
         wave = torch.sin(self.frequency * d / self.cutoff) / torch.where(zero, 1.0, d)
         return math.sqrt(2.0 / self.cutoff) * torch.where(zero, self.frequency / self.cutoff, wave)
+
+
+class TrainableBesselBasis(BesselBasis):
+    """The Bessel basis with trainable ``wₖ``, kπ at the start (DimeNet, NequIP)."""
+
+    def __init__(self, num_basis: int = 8, cutoff: float = 5.0) -> None:
+        super().__init__(num_basis, cutoff)
+        frequency = self.frequency
+        del self.frequency
+        self.frequency = nn.Parameter(frequency)
+
+
+class EnvelopedBasis(Configurable):
+    """``edge_len [E] → [fₖ(d) u(d), u(d)]  [E, K + 1]``, a basis under an envelope u.
+
+    A linear filter with a bias, multiplied by the envelope, is a linear map without a bias of these: one
+    matrix product that vanishes smoothly at the cutoff.
+    """
+
+    def __init__(self, radial: RadialBasis, envelope: Cutoff) -> None:
+        super().__init__()
+        self.radial = radial
+        self.envelope = envelope
+        self.num_basis = radial.num_basis + 1
+
+    def forward(self, edge_len: Float[Tensor, " E"]) -> Float[Tensor, "E K1"]:
+        """The functions at these lengths in Å."""
+        u = self.envelope(edge_len).unsqueeze(-1)
+        return torch.cat([self.radial(edge_len) * u, u], -1)

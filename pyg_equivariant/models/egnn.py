@@ -1,0 +1,218 @@
+"""EGNN: messages from squared distances, coordinates that move along the edges."""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from pyg_equivariant.models.base import Representation
+from pyg_equivariant.nn.activation import SiLU
+from pyg_equivariant.nn.conv import Conv, segment_sum
+from pyg_equivariant.nn.cutoff import CosineCutoff
+from pyg_equivariant.nn.embedding import AtomEmbedding
+from pyg_equivariant.nn.geometry import safe_norm
+from pyg_equivariant.nn.mlp import MLP
+
+__all__ = ["EGNN", "EGNNConv", "FrozenEGNN", "FrozenEGNNConv"]
+
+
+class FrozenEGNNConv(Conv):
+    r"""The layer without its coordinate update (eqs. 3, 5, 6), for vectors of any dimension n.
+
+    .. math::
+        m_{ij} = e_{ij} \, u_{ij} \, φ_e(x_i, x_j, ‖r_{ij}‖^2), \qquad
+        Δx_i = φ_h(x_i, Σ_j m_{ij})
+
+    where :math:`e_{ij} = σ(φ_{inf}(m_{ij}))` infers the edge (section 3.3, eq. 8) and :math:`u_{ij}` is the
+    envelope of the cutoff (1 in the paper, whose graphs are complete).
+
+    Args:
+        channels: C.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.edge_mlp = nn.Sequential(MLP([2 * channels + 1, channels, channels]), SiLU())
+        self.edge_gate = nn.Sequential(nn.Linear(channels, 1), nn.Sigmoid())
+        self.node_mlp = MLP([2 * channels, channels, channels])
+
+    def forward(
+        self,
+        x: Float[Tensor, "N C"],
+        edge_index: Int[Tensor, "2 E"],
+        edge_vec: Float[Tensor, "E n"],
+        edge_env: Float[Tensor, "E 1"],
+    ) -> Float[Tensor, "N C"]:
+        """The update of x.
+
+        Args:
+            x: Scalars of the nodes.
+            edge_index: Sources j and targets i.
+            edge_vec: ``r_j − r_i``.
+            edge_env: Envelope of each edge.
+        """
+        return self.update_x(x, edge_index, self.messages(x, edge_index, edge_vec, edge_env))
+
+    def messages(
+        self,
+        x: Float[Tensor, "N C"],
+        edge_index: Int[Tensor, "2 E"],
+        edge_vec: Float[Tensor, "E n"],
+        edge_env: Float[Tensor, "E 1"],
+    ) -> Float[Tensor, "E C"]:
+        """Messages of all edges (eq. 3), gated and enveloped."""
+        messages: Tensor = self.edge_updater(
+            edge_index, size=(len(x), len(x)), x=x, edge_vec=edge_vec, edge_env=edge_env
+        )
+        return messages
+
+    def edge_update(
+        self,
+        x_i: Float[Tensor, "E C"],
+        x_j: Float[Tensor, "E C"],
+        edge_vec: Float[Tensor, "E n"],
+        edge_env: Float[Tensor, "E 1"],
+    ) -> Float[Tensor, "E C"]:
+        """The message of source j to target i."""
+        square = edge_vec.square().sum(-1, keepdim=True)
+        m = self.edge_mlp(torch.cat([x_i, x_j, square], -1))
+        gated: Tensor = m * (self.edge_gate(m) * edge_env)
+        return gated
+
+    def update_x(
+        self, x: Float[Tensor, "N C"], edge_index: Int[Tensor, "2 E"], m: Float[Tensor, "E C"]
+    ) -> Float[Tensor, "N C"]:
+        """The update of x from the messages (eqs. 5, 6)."""
+        received: Tensor = self.propagate(edge_index, size=(len(x), len(x)), m=m)
+        update: Tensor = self.node_mlp(torch.cat([x, received], -1))
+        return update
+
+    def message(self, m: Float[Tensor, "E C"]) -> Float[Tensor, "E C"]:
+        """What source j sends to target i."""
+        return m
+
+
+class EGNNConv(FrozenEGNNConv):
+    r"""The whole layer (eqs. 3 to 6), for vectors of any dimension n.
+
+    .. math:: Δr_i = C Σ_j (r_i - r_j) \, u_{ij} \, φ_x(m_{ij})
+
+    Args:
+        channels: C.
+        avg_num_neighbors: 1/C of the paper, which for M connected nodes takes M − 1. A constant, because the
+            number of neighbours of an atom jumps at the cutoff.
+
+    Example:
+        >>> conv = EGNNConv(8)
+        >>> edge_index = torch.tensor([[0, 1], [1, 2]])
+        >>> dx, shift = conv(torch.zeros(3, 8), edge_index, torch.ones(2, 5), torch.ones(2, 1))
+        >>> dx.shape, shift.shape
+        (torch.Size([3, 8]), torch.Size([3, 5]))
+    """
+
+    avg_num_neighbors: Tensor
+
+    def __init__(self, channels: int, *, avg_num_neighbors: float = 1.0) -> None:
+        super().__init__(channels)
+        self.register_buffer("avg_num_neighbors", torch.tensor(avg_num_neighbors))
+        self.coordinate_mlp = nn.Sequential(MLP([channels, channels]), SiLU(), nn.Linear(channels, 1, bias=False))
+        # small, so that a deep stack does not fly apart at the start (as in the authors' code)
+        nn.init.xavier_uniform_(self.coordinate_mlp[-1].weight, gain=0.001)
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Float[Tensor, "N C"],
+        edge_index: Int[Tensor, "2 E"],
+        edge_vec: Float[Tensor, "E n"],
+        edge_env: Float[Tensor, "E 1"],
+    ) -> tuple[Float[Tensor, "N C"], Float[Tensor, "N n"]]:
+        """The updates of x and of the positions; the arguments are those of :class:`FrozenEGNNConv`."""
+        m = self.messages(x, edge_index, edge_vec, edge_env)
+        moves = -edge_vec * (self.coordinate_mlp(m) * edge_env)
+        return self.update_x(x, edge_index, m), segment_sum(moves, edge_index[1], len(x)) / self.avg_num_neighbors
+
+
+class EGNN(Representation):
+    """E(n)-equivariant graph neural network.
+
+    Reference: Satorras, Hoogeboom & Welling 2021, arXiv:2102.09844, eqs. 3 to 6 with the inferred edges of
+    section 3.3. The relative vectors move; what is returned as l = 1, in every channel, is the accumulated
+    displacement of the atoms.
+
+    Args:
+        channels: C.
+        num_layers: Number of layers.
+        cutoff: Radius in Å; ``math.inf`` is the paper's complete graph.
+        avg_num_neighbors: Divides the moves of the coordinates.
+
+    Returns scalars and one vector, ``[N, 1, 4, C]``.
+    """
+
+    paper = "Satorras et al. 2021, arXiv:2102.09844"
+
+    def __init__(
+        self,
+        channels: int = 128,
+        num_layers: int = 7,
+        *,
+        cutoff: float = math.inf,
+        avg_num_neighbors: float = 1.0,
+    ) -> None:
+        super().__init__(channels, cutoff, lmax=1)
+        self.embedding = AtomEmbedding(channels)
+        self.envelope = CosineCutoff(cutoff)
+        self.convs = nn.ModuleList(EGNNConv(channels, avg_num_neighbors=avg_num_neighbors) for _ in range(num_layers))
+
+    def forward(
+        self,
+        z: Int[Tensor, " N"],
+        edge_index: Int[Tensor, "2 E"],
+        edge_vec: Float[Tensor, "E 3"],
+    ) -> Float[Tensor, "N 1 4 C"]:
+        """Scalars and displacement of the atoms; the arguments are those of :class:`Representation`."""
+        # of the atoms' own distances, not the moved ones: only these tell which edges the graph has
+        edge_env = self.envelope(safe_norm(edge_vec)).unsqueeze(-1)
+        source, target = edge_index
+        x: Tensor = self.embedding(z)
+        displacement = edge_vec.new_zeros(len(z), 3)
+        for conv in self.convs:
+            dx, shift = conv(x, edge_index, edge_vec, edge_env)
+            x, displacement = x + dx, displacement + shift
+            edge_vec = edge_vec + shift[source] - shift[target]
+        return torch.cat([x.unsqueeze(1), displacement.unsqueeze(-1).expand(-1, -1, self.channels)], 1).unsqueeze(1)
+
+
+class FrozenEGNN(Representation):
+    """EGNN whose coordinates stay where they are: the paper's network for QM9 (section 5.3), invariant.
+
+    Reference: Satorras, Hoogeboom & Welling 2021, arXiv:2102.09844.
+
+    Args:
+        channels: C.
+        num_layers: Number of layers.
+        cutoff: Radius in Å; ``math.inf`` is the paper's complete graph.
+
+    Returns scalars, ``[N, 1, 1, C]``.
+    """
+
+    paper = "Satorras et al. 2021, arXiv:2102.09844"
+
+    def __init__(self, channels: int = 128, num_layers: int = 7, *, cutoff: float = math.inf) -> None:
+        super().__init__(channels, cutoff)
+        self.embedding = AtomEmbedding(channels)
+        self.envelope = CosineCutoff(cutoff)
+        self.convs = nn.ModuleList(FrozenEGNNConv(channels) for _ in range(num_layers))
+
+    def forward(
+        self,
+        z: Int[Tensor, " N"],
+        edge_index: Int[Tensor, "2 E"],
+        edge_vec: Float[Tensor, "E 3"],
+    ) -> Float[Tensor, "N 1 1 C"]:
+        """Scalars of the atoms; the arguments are those of :class:`Representation`."""
+        edge_env = self.envelope(safe_norm(edge_vec)).unsqueeze(-1)
+        x: Tensor = self.embedding(z)
+        for conv in self.convs:
+            x = x + conv(x, edge_index, edge_vec, edge_env)
+        return x[:, None, None]

@@ -1,0 +1,149 @@
+"""PaiNN: scalars and vectors that exchange equivariant messages."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from pyg_equivariant.models.base import Representation
+from pyg_equivariant.nn.conv import Conv
+from pyg_equivariant.nn.cutoff import CosineCutoff
+from pyg_equivariant.nn.embedding import AtomEmbedding
+from pyg_equivariant.nn.geometry import safe_norm, unit_vectors
+from pyg_equivariant.nn.mlp import MLP, dense
+from pyg_equivariant.nn.radial import BesselBasis, EnvelopedBasis, RadialBasis
+
+__all__ = ["PaiNN", "PaiNNConv", "PaiNNUpdate"]
+
+
+class PaiNNConv(Conv):
+    r"""The message block (eqs. 7 and 8), for scalars s = ``x[:, 0]`` and vectors v = ``x[:, 1:]``.
+
+    .. math::
+        Δs_i = Σ_j φ_s(s_j) ∘ W_s(r_{ij}), \qquad
+        Δv_i = Σ_j v_j ∘ φ_{vv}(s_j) ∘ W_{vv}(r_{ij}) + φ_{vs}(s_j) ∘ W_{vs}(r_{ij}) \, \hat r_{ij}
+
+    Args:
+        channels: C.
+        num_basis: Columns of ``edge_rbf``.
+
+    Example:
+        >>> conv = PaiNNConv(8, num_basis=4)
+        >>> x, edge_index = torch.zeros(3, 4, 8), torch.tensor([[0, 1], [1, 2]])
+        >>> conv(x, edge_index, torch.zeros(2, 3), torch.zeros(2, 4)).shape
+        torch.Size([3, 4, 8])
+    """
+
+    def __init__(self, channels: int, num_basis: int) -> None:
+        super().__init__()
+        self.context = MLP([channels, channels, 3 * channels])
+        self.filter = dense(num_basis, 3 * channels, bias=False)
+
+    def forward(
+        self,
+        x: Float[Tensor, "N 4 C"],
+        edge_index: Int[Tensor, "2 E"],
+        edge_dir: Float[Tensor, "E 3"],
+        edge_rbf: Float[Tensor, "E K"],
+    ) -> Float[Tensor, "N 4 C"]:
+        """The update of x.
+
+        Args:
+            x: Scalars and vectors of the atoms.
+            edge_index: Sources j and targets i.
+            edge_dir: Unit vectors from i to j.
+            edge_rbf: Radial basis, zero from the cutoff on.
+        """
+        update: Tensor = self.propagate(
+            edge_index,
+            size=(len(x), len(x)),
+            phi=self.context(x[:, 0]),
+            vec=x[:, 1:],
+            edge_dir=edge_dir,
+            weight=self.filter(edge_rbf),
+        )
+        return update
+
+    def message(
+        self,
+        phi_j: Float[Tensor, "E C3"],
+        vec_j: Float[Tensor, "E 3 C"],
+        edge_dir: Float[Tensor, "E 3"],
+        weight: Float[Tensor, "E C3"],
+    ) -> Float[Tensor, "E 4 C"]:
+        """What source j sends to target i."""
+        scalar, mix, along = (phi_j * weight).unsqueeze(1).chunk(3, -1)
+        return torch.cat([scalar, mix * vec_j + along * edge_dir.unsqueeze(-1)], 1)
+
+
+class PaiNNUpdate(nn.Module):
+    r"""The update block (eqs. 9 and 10), within each atom.
+
+    .. math::
+        Δs_i = a_{ss} + a_{sv} ⟨U v_i, V v_i⟩, \qquad Δv_i = a_{vv} ∘ U v_i, \qquad
+        a = \mathrm{MLP}(s_i, ‖V v_i‖)
+
+    Args:
+        channels: C.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mix = dense(channels, 2 * channels, bias=False)
+        self.context = MLP([2 * channels, channels, 3 * channels])
+
+    def forward(self, x: Float[Tensor, "N 4 C"]) -> Float[Tensor, "N 4 C"]:
+        """The update of x."""
+        left, right = self.mix(x[:, 1:]).chunk(2, -1)
+        norm = (right.square().sum(1) + 1e-8).sqrt()  # smooth where the vectors vanish
+        a_ss, a_sv, a_vv = self.context(torch.cat([x[:, 0], norm], -1)).chunk(3, -1)
+        scalar = a_ss + a_sv * (left * right).sum(1)
+        return torch.cat([scalar.unsqueeze(1), a_vv.unsqueeze(1) * left], 1)
+
+
+class PaiNN(Representation):
+    """Polarizable atom interaction neural network.
+
+    Reference: Schütt, Unke & Gastegger 2021, arXiv:2102.03150, section 4: each layer is a message block
+    (eqs. 7, 8) and an update block (eqs. 9, 10), both added to the features.
+
+    Args:
+        channels: C.
+        num_layers: Number of layers.
+        cutoff: Radius in Å.
+        radial: Basis of the edge lengths; 20 Bessel functions if not given (section 4.2).
+
+    Returns scalars and vectors, ``[N, 1, 4, C]``.
+    """
+
+    paper = "Schütt et al. 2021, arXiv:2102.03150"
+
+    def __init__(
+        self,
+        channels: int = 128,
+        num_layers: int = 3,
+        *,
+        cutoff: float = 5.0,
+        radial: RadialBasis | None = None,
+    ) -> None:
+        super().__init__(channels, cutoff, lmax=1)
+        self.embedding = AtomEmbedding(channels)
+        self.radial = EnvelopedBasis(radial or BesselBasis(20, cutoff), CosineCutoff(cutoff))
+        self.convs = nn.ModuleList(PaiNNConv(channels, self.radial.num_basis) for _ in range(num_layers))
+        self.updates = nn.ModuleList(PaiNNUpdate(channels) for _ in range(num_layers))
+
+    def forward(
+        self,
+        z: Int[Tensor, " N"],
+        edge_index: Int[Tensor, "2 E"],
+        edge_vec: Float[Tensor, "E 3"],
+    ) -> Float[Tensor, "N 1 4 C"]:
+        """Scalars and vectors of the atoms; the arguments are those of :class:`Representation`."""
+        edge_len = safe_norm(edge_vec)
+        edge_dir = unit_vectors(edge_vec, edge_len)
+        edge_rbf = self.radial(edge_len)
+        scalar = self.embedding(z).unsqueeze(1)
+        x = torch.cat([scalar, scalar.new_zeros(len(z), 3, self.channels)], 1)
+        for conv, update in zip(self.convs, self.updates, strict=True):
+            x = x + conv(x, edge_index, edge_dir, edge_rbf)
+            x = x + update(x)
+        return x.unsqueeze(1)

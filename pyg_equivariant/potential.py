@@ -1,0 +1,357 @@
+"""Models: a representation, its heads, and the derivatives of the energy."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch_geometric.data import Data
+
+from pyg_equivariant.heads import EnergyHead, Head
+from pyg_equivariant.models.base import Representation
+from pyg_equivariant.nn.configurable import Configurable, build, describe
+from pyg_equivariant.nn.conv import segment_sum
+from pyg_equivariant.priors import Prior
+from pyg_equivariant.typing import Graph, Prediction
+
+__all__ = ["Metadata", "Potential", "Predictor"]
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+@dataclasses.dataclass
+class Metadata:
+    """What a saved model says of itself.
+
+    Attributes:
+        elements: Atomic numbers the model was trained on; empty if it was not.
+        units: Unit of each predicted quantity, by its name.
+        dataset: Name of the training data.
+        digest: SHA-256 of the training data and its split.
+        version: Version of pyg_equivariant that trained it.
+        extra: Anything else that JSON can hold.
+    """
+
+    elements: list[int] = dataclasses.field(default_factory=list)
+    units: dict[str, str] = dataclasses.field(default_factory=dict)
+    dataset: str = ""
+    digest: str = ""
+    version: str = ""
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Predictor(Configurable):
+    """A representation and heads that read it.
+
+    Args:
+        representation: Any architecture of :mod:`pyg_equivariant.models`.
+        heads: By the name of the quantity; ``forward`` returns it under this name in
+            :attr:`Prediction.properties`.
+
+    Raises:
+        ValueError: if a head does not fit the representation.
+
+    Attributes:
+        metadata: See :class:`Metadata`.
+    """
+
+    def __init__(self, representation: Representation, heads: Mapping[str, Head]) -> None:
+        super().__init__()
+        for name, head in heads.items():
+            if head.channels != representation.channels:
+                raise ValueError(
+                    f"the head {name!r} reads {head.channels} channels, but {type(representation).__name__} has "
+                    f"{representation.channels}: build it with channels={representation.channels}"
+                )
+            if head.lmax > representation.lmax:
+                raise ValueError(
+                    f"the head {name!r} ({type(head).__name__}) reads features of degree {head.lmax}, but "
+                    f"{type(representation).__name__} has lmax={representation.lmax}: use another of the two"
+                )
+        self.representation = representation
+        self.heads = nn.ModuleDict(heads)
+        self.metadata = Metadata()
+
+    @property
+    def cutoff(self) -> float:
+        """Radius in Å of the graphs the model expects."""
+        return self.representation.cutoff
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        return next(self.parameters()).dtype
+
+    def graph(self, batch: Data) -> Graph:
+        """The tensors of a ``Data`` or ``Batch`` that a model reads; ``batch`` is not changed.
+
+        Edge vectors are taken in the precision of the positions, then cast to that of the weights.
+
+        Raises:
+            ValueError: if the batch has no edges yet, or no positions.
+        """
+        if batch.pos is None:
+            raise ValueError("the graph has no positions: set its field 'pos' [N, 3] in Å")
+        if batch.edge_index is None:
+            raise ValueError(
+                f"the graph has no edges: apply RadiusGraph({self.cutoff}) (or FullyConnected()) to it first"
+            )
+        pos, edge_index = _usable(batch.pos), _usable(batch.edge_index)
+        source, target = edge_index
+        edge_vec = pos[source] - pos[target]
+        index = batch.batch
+        index = torch.zeros(len(pos), dtype=torch.long, device=pos.device) if index is None else _usable(index)
+        num_graphs = batch.num_graphs if batch.batch is not None else 1
+        shift = batch.get("shift")
+        if shift is not None:
+            cell = _usable(batch.cell).to(pos.dtype).view(-1, 3, 3)
+            edge_vec = edge_vec + torch.einsum("ea,eab->eb", _usable(shift).to(pos.dtype), cell[index[target]])
+        charge = batch.get("total_charge")
+        return Graph(
+            z=_usable(batch.z),
+            pos=pos.to(self.dtype),
+            edge_index=edge_index,
+            edge_vec=edge_vec.to(self.dtype),
+            batch=index,
+            num_graphs=num_graphs,
+            total_charge=pos.new_zeros(num_graphs, dtype=self.dtype)
+            if charge is None
+            else _usable(charge).to(self.dtype).view(-1),
+        )
+
+    def features(self, graph: Graph) -> Float[Tensor, "N P M C"]:
+        """What the representation makes of a graph."""
+        x: Tensor = self.representation(graph.z, graph.edge_index, graph.edge_vec)
+        return x
+
+    def forward(self, batch: Data) -> Prediction:
+        """What the heads make of a batch of graphs.
+
+        Args:
+            batch: A ``Data`` or ``Batch`` with ``z``, ``pos`` and ``edge_index`` (and ``cell`` and ``shift``, if
+                periodic), as :class:`~pyg_equivariant.data.RadiusGraph` makes it.
+        """
+        graph = self.graph(batch)
+        x = self.features(graph)
+        return Prediction(properties={name: head(x, graph) for name, head in self.heads.items()})
+
+    def save(self, path: str | Path) -> None:
+        """Writes the model as safetensors and JSON, nothing else.
+
+        Args:
+            path: A ``*.safetensors`` file, which holds the JSON in its header, or else a folder, which is
+                made and gets ``model.safetensors`` and ``config.json``.
+        """
+        path = Path(path)
+        document = json.dumps(
+            {"model": describe(self), "metadata": dataclasses.asdict(self.metadata)}, indent=2, ensure_ascii=False
+        )
+        weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.state_dict().items()}
+        if path.suffix == ".safetensors":
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(weights, path, metadata={"config": document})
+            return
+        path.mkdir(parents=True, exist_ok=True)
+        save_file(weights, path / WEIGHTS)
+        (path / CONFIG).write_text(document + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Self:
+        """Opens what :meth:`save` wrote, in evaluation mode.
+
+        Args:
+            path: The file or folder.
+            device: Where to put the model.
+            dtype: Precision of its weights; that of the file if not given.
+
+        Raises:
+            FileNotFoundError: if there is no model at ``path``.
+            ValueError: if it is damaged, or a model of another kind than ``cls``.
+        """
+        path = Path(path)
+        document, weights = _read(path)
+        try:
+            model = build(document["model"])
+            metadata = Metadata(**document["metadata"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: the description of the model cannot be read: {error}") from error
+        if not isinstance(model, cls):
+            raise ValueError(f"{path} holds a {type(model).__name__}, not a {cls.__name__}: open it with that class")
+        reference = next(
+            (t.dtype for t in weights.values() if t.is_floating_point() and t.dtype != torch.float64), None
+        )
+        model = model.to(dtype or reference or torch.float64)
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(f"{path}: the weights do not fit the model it describes: {error}") from error
+        model.metadata = metadata
+        return model.to(device).eval()
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    ) -> Self:
+        """:meth:`load`, under the name that users of Hugging Face look for."""
+        return cls.load(path, device=device, dtype=dtype)
+
+
+class Potential(Predictor):
+    """Energies, and the forces and stress that are their derivatives.
+
+    Args:
+        representation: Any architecture of :mod:`pyg_equivariant.models`.
+        head: Head of the energy; ``EnergyHead(representation.channels)`` if not given.
+        heads: Further heads, by the name of their quantity.
+        priors: Energies that are added to what is learned.
+        forces: Whether ``forward`` returns forces.
+        stress: Whether ``forward`` returns the stress; needs periodic graphs.
+
+    Example:
+        >>> from pyg_equivariant.models import PaiNN
+        >>> model = Potential(PaiNN(channels=8, num_layers=1))
+        >>> edge_index = torch.tensor([[0, 1], [1, 0]])
+        >>> hydrogen = Data(z=torch.tensor([1, 1]), pos=torch.eye(3)[:2], edge_index=edge_index)
+        >>> prediction = model(hydrogen)
+        >>> prediction.energy.shape, prediction.forces.shape
+        (torch.Size([1]), torch.Size([2, 3]))
+    """
+
+    def __init__(
+        self,
+        representation: Representation,
+        head: EnergyHead | None = None,
+        *,
+        heads: Mapping[str, Head] | None = None,
+        priors: Sequence[Prior] | None = None,
+        forces: bool = True,
+        stress: bool = False,
+    ) -> None:
+        super().__init__(representation, {"energy": head or EnergyHead(representation.channels), **(heads or {})})
+        self.priors = nn.ModuleList(priors or [])
+        self.forces = forces
+        self.stress = stress
+
+    @property
+    def head(self) -> EnergyHead:
+        """The head of the energy."""
+        head = self.heads["energy"]
+        assert isinstance(head, EnergyHead)
+        return head
+
+    def forward(self, batch: Data, *, hessian: bool = False) -> Prediction:
+        """Energy, forces, stress and what further heads return.
+
+        In training mode the forces can be differentiated with respect to the weights; in evaluation mode
+        nothing keeps a graph. Works under ``torch.no_grad()`` and ``torch.inference_mode()``.
+
+        Args:
+            batch: A ``Data`` or ``Batch`` with edges, see :meth:`Predictor.forward`.
+            hessian: Whether to return ``∂²E/∂pos²`` too, ``[N, 3, N, 3]``.
+
+        Raises:
+            ValueError: if the graphs have no edges, or are asked for a stress and are not periodic.
+        """
+        differentiate = self.forces or self.stress or hessian
+        keep_graph = self.training and torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.set_grad_enabled(differentiate or keep_graph):
+            if hessian:
+                batch = batch.clone().update({"pos": _usable(batch.pos).detach().requires_grad_()})
+            graph = self.graph(batch)
+            volume = self._volume(batch) if self.stress else None
+            if differentiate and not graph.edge_vec.requires_grad:
+                graph = graph._replace(edge_vec=graph.edge_vec.requires_grad_())
+            prediction = self.derive(graph, volume, create_graph=keep_graph or hessian)
+            if hessian:
+                prediction = prediction._replace(hessian=_jacobian(-_present(prediction.forces), batch.pos))
+        return prediction if keep_graph else _detached(prediction)
+
+    def derive(self, graph: Graph, volume: Float[Tensor, " B"] | None, *, create_graph: bool) -> Prediction:
+        """The whole step from edge vectors to forces, in tensors alone: what ``torch.compile`` sees.
+
+        Args:
+            graph: With an ``edge_vec`` that requires a gradient, if forces or stress are wanted.
+            volume: Of the cells in Å³, where the stress is wanted.
+            create_graph: Whether forces and stress shall be differentiable themselves.
+        """
+        x = self.features(graph)
+        atomic = self.head.atomic(x)
+        for prior in self.priors:
+            atomic = atomic + prior(graph)
+        energy = self.head.total(atomic, graph)
+        properties = {name: head(x, graph) for name, head in self.heads.items() if name != "energy"}
+        forces = stress = None
+        if graph.edge_vec.requires_grad and torch.is_grad_enabled():
+            (gradient,) = torch.autograd.grad(
+                energy.sum(), graph.edge_vec, create_graph=create_graph, materialize_grads=True
+            )
+            forces = _forces(gradient, graph)
+            if volume is not None:
+                stress = _stress(gradient, graph, volume)
+        return Prediction(energy, forces, stress, None, atomic, properties)
+
+    def _volume(self, batch: Data) -> Float[Tensor, " B"]:
+        cell = batch.get("cell")
+        volume = None if cell is None else torch.linalg.det(_usable(cell).view(-1, 3, 3)).abs()
+        if volume is None or bool((volume == 0).any()):
+            raise ValueError("a stress was asked for, but a graph has no cell: set stress=False for molecules")
+        return volume.to(self.dtype)
+
+
+def _forces(gradient: Float[Tensor, "E 3"], graph: Graph) -> Float[Tensor, "N 3"]:
+    """``−∂E/∂r`` from ``∂E/∂(r_j − r_i)``: each edge pulls its target and pushes its source."""
+    source, target = graph.edge_index
+    return segment_sum(gradient, target, len(graph.z)) - segment_sum(gradient, source, len(graph.z))
+
+
+def _stress(gradient: Float[Tensor, "E 3"], graph: Graph, volume: Float[Tensor, " B"]) -> Float[Tensor, "B 3 3"]:
+    """``(1/V) ∂E/∂ε``: a strain ε takes each edge vector r to (1 + ε) r."""
+    outer = gradient.unsqueeze(-1) * graph.edge_vec.unsqueeze(-2)
+    virial = segment_sum(outer, graph.batch[graph.edge_index[1]], graph.num_graphs)
+    return 0.5 * (virial + virial.transpose(1, 2)) / volume[:, None, None]
+
+
+def _jacobian(value: Float[Tensor, "N 3"], pos: Tensor) -> Float[Tensor, "N 3 N 3"]:
+    """``∂ value / ∂ pos``, all rows in one batched backward pass."""
+    basis = torch.eye(value.numel(), dtype=value.dtype, device=value.device).view(-1, *value.shape)
+    (rows,) = torch.autograd.grad(value, pos, basis, is_grads_batched=True, materialize_grads=True)
+    return rows.view(*value.shape, *pos.shape)
+
+
+def _present(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None
+    return tensor
+
+
+def _usable(tensor: Tensor) -> Tensor:
+    """A tensor that autograd may save, also if it was made under ``torch.inference_mode()``."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def _detached(prediction: Prediction) -> Prediction:
+    fields = {f: t.detach() for f in prediction._fields if isinstance(t := getattr(prediction, f), Tensor)}
+    return prediction._replace(**fields, properties={k: v.detach() for k, v in prediction.properties.items()})
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """JSON document and weights of a saved model."""
+    file = path if path.suffix == ".safetensors" else path / WEIGHTS
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"no model at {path}: expected a *.safetensors file or a folder with {WEIGHTS} and {CONFIG}"
+        )
+    try:
+        with safe_open(file, framework="pt") as stored:
+            weights = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  (no dictionary)
+            text = (stored.metadata() or {}).get("config")
+        if file != path:
+            text = (path / CONFIG).read_text(encoding="utf-8")
+        return json.loads(text or "null") or {}, weights
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a saved model: {error}") from error

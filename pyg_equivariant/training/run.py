@@ -1,0 +1,168 @@
+"""``fit``, ``validate``, ``test`` and Lightning's ``predict``: LightningCLI, and where a run keeps its files."""
+
+import datetime
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.loggers import TensorBoardLogger
+
+import pyg_equivariant.heads
+import pyg_equivariant.models  # noqa: F401  (its classes can be called by their short names)
+from pyg_equivariant.data import MolecularDataModule
+from pyg_equivariant.training.callbacks import BestModel, History, TestTable
+from pyg_equivariant.training.task import Task
+
+__all__ = ["main"]
+
+
+class Parser(LightningArgumentParser):
+    """A parser whose refusal is one sentence."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raises instead of printing the usage."""
+        raise ValueError(f"{message} (sentence)") from None
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes ``config.yaml`` into the run's folder: all that was asked for, and every default."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Any, **kwargs: Any) -> None:
+        super().__init__(parser, config, save_to_log_dir=False)
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Writes the file, when a fit begins."""
+        if stage != "fit":
+            return
+        config = self.config.clone()
+        config["ckpt_path"] = None
+        path = Path(config["run_dir"]) / "config.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.parser.save(config, str(path), skip_none=False, overwrite=True, multifile=False)
+
+
+class CLI(LightningCLI):
+    """LightningCLI with one folder a run.
+
+    ``run_dir`` holds config.yaml, history.csv, tensorboard/, checkpoints/{last,best}.ckpt, model/ and the test table.
+    """
+
+    def __init__(self, args: list[str]) -> None:
+        super().__init__(
+            Task,
+            MolecularDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=SaveConfig,
+            parser_class=Parser,
+            seed_everything_default=42,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=args,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the run's folder, and the link from the model's cutoff to the data's."""
+        parser.add_argument("--run_dir", type=str | None, default=None, help="Folder of the run; runs/<recipe>/<time> if not given.")
+        parser.link_arguments("model", "data.init_args.cutoff", compute_fn=_cutoff, apply_on="instantiate")
+
+    def before_instantiate_classes(self) -> None:
+        """Settles the folder and the checkpoint."""
+        assert self.subcommand is not None
+        config = self.config[self.subcommand]
+        recipe = Path(str(config["config"][0])).stem if config.get("config") else "run"
+        run_dir, ckpt_path = _locate(self.subcommand, recipe, config["run_dir"], config["ckpt_path"])
+        self.run_dir = run_dir
+        config["run_dir"], config["ckpt_path"] = str(run_dir), ckpt_path
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Adds what fills the folder."""
+        run = self.run_dir
+        self.trainer_defaults["callbacks"] = [
+            History(run),
+            BestModel(run),
+            TestTable(run),
+            ModelCheckpoint(
+                run / "checkpoints", "best", monitor="val/loss", save_last=True, enable_version_counter=False
+            ),
+        ]
+        trainer = self._get(self.config_init, "trainer")
+        if trainer["logger"] in (None, True):
+            kwargs["logger"] = TensorBoardLogger(run, name="", version="tensorboard")
+        return super().instantiate_trainer(default_root_dir=run, **kwargs)
+
+    def after_fit(self) -> None:
+        """Tests the best model."""
+        if self.trainer.fast_dev_run or self.trainer.limit_test_batches == 0:
+            return
+        self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path="best", verbose=False)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one of Lightning's verbs.
+
+    Args:
+        argv: The verb and its options.
+
+    Raises:
+        ValueError: if an option is refused.
+    """
+    with warnings.catch_warnings():
+        try:
+            CLI(list(argv))
+        except SystemExit as end:
+            if isinstance(end.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from None
+            return int(end.code or 0)
+    return 0
+
+
+def _cutoff(task: Task) -> float:
+    return task.cutoff
+
+
+def _locate(verb: str, recipe: str, run_dir: str | None, ckpt_path: str | None) -> tuple[Path, str | None]:
+    """Folder of the run and file of the checkpoint.
+
+    Raises:
+        FileNotFoundError: if a run or checkpoint that was asked for is not there.
+        ValueError: if a new run would overwrite an old one.
+    """
+    wanted = ckpt_path or (None if verb == "fit" else "best")
+    folder = Path(run_dir) if run_dir else None
+    if wanted not in ("last", "best"):
+        folder = folder or _new_folder(recipe)
+        if verb == "fit" and wanted is None and (folder / "config.yaml").exists() and _is_first_process():
+            raise ValueError(f"{folder} holds a run already: continue it with --ckpt_path last, or choose another --run_dir")
+        return folder, wanted
+    if folder is None:
+        runs = sorted(Path("runs", recipe).glob(f"*/checkpoints/{wanted}.ckpt"), key=lambda path: path.stat().st_mtime)
+        if not runs:
+            raise FileNotFoundError(f"no run in {Path('runs', recipe)} has a {wanted}.ckpt: name the run with --run_dir")
+        folder = runs[-1].parents[1]
+    path = folder / "checkpoints" / f"{wanted}.ckpt"
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint {path}: was {folder} ever trained for a whole epoch?")
+    return folder, str(path)
+
+
+def _is_first_process() -> bool:
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
+def _new_folder(recipe: str) -> Path:
+    """``runs/<recipe>/<time>``, the same in all processes that Lightning starts."""
+    if not _is_first_process() and (chosen := os.environ.get("PYG_EQUIVARIANT_RUN_DIR")):
+        return Path(chosen)
+    if "LOCAL_RANK" in os.environ and "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ValueError("several processes were started from outside: tell all of them the folder of the run with --run_dir")
+    folder = Path("runs", recipe, datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+    os.environ["PYG_EQUIVARIANT_RUN_DIR"] = str(folder)
+    return folder

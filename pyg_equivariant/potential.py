@@ -2,9 +2,9 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -21,6 +21,8 @@ from pyg_equivariant.priors import Prior
 from pyg_equivariant.typing import Graph, Prediction
 
 __all__ = ["Metadata", "Potential", "Predictor"]
+
+_Model = TypeVar("_Model", bound="Predictor")  # not Self: beartype refuses it on methods
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -77,6 +79,7 @@ class Predictor(Configurable):
         self.representation = representation
         self.heads = nn.ModuleDict(heads)
         self.metadata = Metadata()
+        self._compiled: Callable[..., Prediction] | None = None
 
     @property
     def cutoff(self) -> float:
@@ -137,9 +140,35 @@ class Predictor(Configurable):
             batch: A ``Data`` or ``Batch`` with ``z``, ``pos`` and ``edge_index`` (and ``cell`` and ``shift``, if
                 periodic), as :class:`~pyg_equivariant.data.RadiusGraph` makes it.
         """
-        graph = self.graph(batch)
+        return (self._compiled or self.derive)(self.graph(batch))
+
+    def derive(self, graph: Graph) -> Prediction:
+        """The whole step in tensors alone: what :meth:`compile` compiles."""
         x = self.features(graph)
         return Prediction(properties={name: head(x, graph) for name, head in self.heads.items()})
+
+    def compile(self, **options: Any) -> None:  # type: ignore[override]
+        """Compiles the whole step, derivatives included, on its next call.
+
+        The first step then takes a minute or so. Shapes may change from batch to batch.
+
+        Args:
+            options: For ``torch.compile``.
+
+        Raises:
+            RuntimeError: if this torch (before 2.13) cannot trace ``autograd.grad``.
+        """
+        if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
+            raise RuntimeError(
+                f"compiling forces needs torch 2.13 or newer, this is {torch.__version__}: do not compile"
+            )
+        compiled = torch.compile(self.derive, **{"fullgraph": True, "dynamic": True, **options})
+
+        def step(*args: Any, **kwargs: Any) -> Prediction:
+            with torch._dynamo.config.patch(trace_autograd_ops=True):
+                return compiled(*args, **kwargs)
+
+        self._compiled = step
 
     def save(self, path: str | Path) -> None:
         """Writes the model as safetensors and JSON, nothing else.
@@ -162,7 +191,7 @@ class Predictor(Configurable):
         (path / CONFIG).write_text(document + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Self:
+    def load(cls, path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> _Model:
         """Opens what :meth:`save` wrote, in evaluation mode.
 
         Args:
@@ -196,8 +225,8 @@ class Predictor(Configurable):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
-    ) -> Self:
+        cls: type[_Model], path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    ) -> _Model:
         """:meth:`load`, under the name that users of Hugging Face look for."""
         return cls.load(path, device=device, dtype=dtype)
 
@@ -267,13 +296,16 @@ class Potential(Predictor):
             volume = self._volume(batch) if self.stress else None
             if differentiate and not graph.edge_vec.requires_grad:
                 graph = graph._replace(edge_vec=graph.edge_vec.requires_grad_())
-            prediction = self.derive(graph, volume, create_graph=keep_graph or hessian)
+            step = self.derive if hessian or self._compiled is None else self._compiled
+            prediction = step(graph, volume, create_graph=keep_graph or hessian)
             if hessian:
                 prediction = prediction._replace(hessian=_jacobian(-_present(prediction.forces), batch.pos))
         return prediction if keep_graph else _detached(prediction)
 
-    def derive(self, graph: Graph, volume: Float[Tensor, " B"] | None, *, create_graph: bool) -> Prediction:
-        """The whole step from edge vectors to forces, in tensors alone: what ``torch.compile`` sees.
+    def derive(  # type: ignore[override]
+        self, graph: Graph, volume: Float[Tensor, " B"] | None = None, *, create_graph: bool = False
+    ) -> Prediction:
+        """The whole step from edge vectors to forces, in tensors alone: what :meth:`compile` compiles.
 
         Args:
             graph: With an ``edge_vec`` that requires a gradient, if forces or stress are wanted.

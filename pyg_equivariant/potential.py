@@ -147,7 +147,7 @@ class Predictor(Configurable):
         x = self.features(graph)
         return Prediction(properties={name: head(x, graph) for name, head in self.heads.items()})
 
-    def compile(self, **options: Any) -> None:  # type: ignore[override]
+    def compile(self, **options: Any) -> None:
         """Compiles the whole step, derivatives included, on its next call.
 
         The first step then takes a minute or so. Shapes may change from batch to batch.
@@ -191,7 +191,9 @@ class Predictor(Configurable):
         (path / CONFIG).write_text(document + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> _Model:
+    def load(
+        cls: type[_Model], path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    ) -> _Model:
         """Opens what :meth:`save` wrote, in evaluation mode.
 
         Args:
@@ -302,7 +304,7 @@ class Potential(Predictor):
                 prediction = prediction._replace(hessian=_jacobian(-_present(prediction.forces), batch.pos))
         return prediction if keep_graph else _detached(prediction)
 
-    def derive(  # type: ignore[override]
+    def derive(
         self, graph: Graph, volume: Float[Tensor, " B"] | None = None, *, create_graph: bool = False
     ) -> Prediction:
         """The whole step from edge vectors to forces, in tensors alone: what :meth:`compile` compiles.

@@ -44,7 +44,9 @@ class AtomicReferences(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Moves to other devices, but stays float64 under ``float()``, ``half()`` and ``to(dtype)``."""
-        return super()._apply(lambda tensor: tensor.to(fn(tensor.new_empty(0)).device), recurse)
+        return super()._apply(  # type: ignore[no-untyped-call]
+            lambda tensor: tensor.to(fn(tensor.new_empty(0)).device), recurse
+        )
 
 
 class ZBL(Prior):

@@ -251,7 +251,7 @@ def receptive_field(representation: Representation, num_layers: int = 2) -> None
 
 def second_derivative_finite(representation: Representation) -> None:
     """Forces and their gradients are finite for collinear, axis-aligned, near-coincident and coincident atoms."""
-    shapes = {
+    shapes: dict[str, list[list[float]]] = {
         "collinear, on the z axis": [[0, 0, 0], [0, 0, 1.16], [0, 0, -1.16]],
         "on the y axis": [[0, 0, 0], [0, 1.0, 0], [0, 2.1, 0]],
         "planar": [[0, 0, 0], [1.0, 0, 0], [0, 1.0, 0]],

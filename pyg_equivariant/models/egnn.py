@@ -116,9 +116,10 @@ class EGNNConv(FrozenEGNNConv):
     def __init__(self, channels: int, *, avg_num_neighbors: float = 1.0) -> None:
         super().__init__(channels)
         self.register_buffer("avg_num_neighbors", torch.tensor(avg_num_neighbors))
-        self.coordinate_mlp = nn.Sequential(MLP([channels, channels]), SiLU(), nn.Linear(channels, 1, bias=False))
+        step = nn.Linear(channels, 1, bias=False)
         # small, so that a deep stack does not fly apart at the start (as in the authors' code)
-        nn.init.xavier_uniform_(self.coordinate_mlp[-1].weight, gain=0.001)
+        nn.init.xavier_uniform_(step.weight, gain=0.001)
+        self.coordinate_mlp = nn.Sequential(MLP([channels, channels]), SiLU(), step)
 
     def forward(  # type: ignore[override]
         self,

@@ -43,7 +43,7 @@ def _recording(init: Callable[..., None]) -> Callable[..., None]:
         if "init_args" not in self.__dict__:  # the outermost constructor runs first
             bound = signature.bind(self, *args, **kwargs)
             bound.apply_defaults()
-            arguments = {}
+            arguments: dict[str, Any] = {}
             for name, value in list(bound.arguments.items())[1:]:
                 kind = signature.parameters[name].kind
                 arguments.update(value if kind is inspect.Parameter.VAR_KEYWORD else {name: value})

@@ -1,0 +1,28 @@
+PYTHON ?= python3
+BIN := .venv/bin
+EXTRAS := dev,qm9,xtb
+# Set TMPDIR, PIP_INDEX_URL, ... in the environment, if your machine needs them.
+
+.PHONY: quickstart test lint types notebooks clean
+
+quickstart: .venv/installed
+	$(BIN)/pyg-equivariant quickstart
+
+test: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations 15
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --config setup.cfg
+
+types: .venv/installed
+	$(BIN)/mypy
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

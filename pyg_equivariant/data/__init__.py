@@ -5,19 +5,25 @@ from pyg_equivariant.data.dataset import FlatDataset, GraphBatch
 from pyg_equivariant.data.files import FilesDataset, read_file
 from pyg_equivariant.data.molecule import Failure, from_rdkit, from_smiles, to_rdkit
 from pyg_equivariant.data.neighbors import neighbor_list
+from pyg_equivariant.data.qm9 import ATOM_REFERENCES, QM9, TARGETS, Target, qm9_split
 from pyg_equivariant.data.transforms import FullyConnected, RadiusGraph
 
 __all__ = [
+    "ATOM_REFERENCES",
+    "QM9",
+    "TARGETS",
     "Failure",
     "FilesDataset",
     "FlatDataset",
     "FullyConnected",
     "GraphBatch",
     "RadiusGraph",
+    "Target",
     "from_ase",
     "from_rdkit",
     "from_smiles",
     "neighbor_list",
+    "qm9_split",
     "read_file",
     "to_ase",
     "to_rdkit",

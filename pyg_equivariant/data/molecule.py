@@ -247,9 +247,9 @@ def explained(read: Callable[[], Chem.Mol | None], read_raw: Callable[[], Chem.M
 
 def _parse(smiles: str) -> Chem.Mol:
     """The molecule with explicit hydrogens, or a ValueError that holds the reason alone."""
+    if not smiles.strip():
+        raise ValueError("it is empty")
     mol = explained(lambda: Chem.MolFromSmiles(smiles), lambda: Chem.MolFromSmiles(smiles, sanitize=False))
-    if mol.GetNumAtoms() == 0:
-        raise ValueError("it has no atoms")
     _check_atoms(mol)
     return Chem.AddHs(mol)
 

@@ -1,0 +1,245 @@
+"""Products of features with spherical harmonics."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyg_equivariant.o3.clebsch_gordan import coupling
+from pyg_equivariant.o3.constants import ExactConstants
+from pyg_equivariant.o3.layout import degree_slices, num_components
+
+__all__ = ["AllPaths", "Block", "FullPaths", "PathLinear", "Paths", "ProperPaths", "TensorProduct"]
+
+
+class Block(NamedTuple):
+    """All paths to degree ``l3`` in one run of components, ``[2 l3 + 1, paths]``.
+
+    Attributes:
+        l3: Degree of the outcome.
+        pairs: ``(l1, l2)`` of each path; those with even l1 + l2 + l3 come first.
+        num_even: How many those are. They keep the slot of the input, the others change it.
+        start: First component of the block among K.
+        first: First path of the block among all.
+    """
+
+    l3: int
+    pairs: tuple[tuple[int, int], ...]
+    num_even: int
+    start: int
+    first: int
+
+    @property
+    def stop(self) -> int:
+        """Component after the block."""
+        return self.start + (2 * self.l3 + 1) * len(self.pairs)
+
+    @property
+    def last(self) -> int:
+        """Path after the block."""
+        return self.first + len(self.pairs)
+
+
+class Paths:
+    """The couplings l1 ⊗ l2 → l3 of features with harmonics that a product computes.
+
+    Harmonics are true tensors; the slot of an outcome is q3 = q1 ⊕ (l1 + l2 + l3 mod 2). The subclasses name
+    the three closed choices.
+
+    Args:
+        lmax_in: Highest l1.
+        lmax_sh: Highest l2.
+        lmax_out: Highest l3.
+        parity_in: Slots of the features.
+
+    Attributes:
+        parity_out: Slots of the outcome.
+        blocks: The paths, one :class:`Block` a degree of the outcome; each is taken from every slot of the features.
+        num_paths: All of them, slots of the features included.
+        num_components: K, components of the outcome per slot of the features.
+    """
+
+    parity_out = 1
+
+    def __init__(self, lmax_in: int, lmax_sh: int, lmax_out: int, *, parity_in: int = 1) -> None:
+        self.lmax_in, self.lmax_sh, self.lmax_out, self.parity_in = lmax_in, lmax_sh, lmax_out, parity_in
+        self.blocks: list[Block] = []
+        start = first = 0
+        for l3 in range(lmax_out + 1):
+            pairs = [
+                (l1, l2)
+                for l1 in range(lmax_in + 1)
+                for l2 in range(lmax_sh + 1)
+                if abs(l1 - l2) <= l3 <= l1 + l2 and self.allows(l1, l2, l3)
+            ]
+            even = [pair for pair in pairs if (sum(pair) + l3) % 2 == 0]
+            odd = [pair for pair in pairs if (sum(pair) + l3) % 2 == 1]
+            block = Block(l3, (*even, *odd), len(even), start, first)
+            self.blocks.append(block)
+            start, first = block.stop, block.last
+        self.num_components = start
+        self.num_paths = parity_in * first
+
+    def allows(self, l1: int, l2: int, l3: int) -> bool:
+        """Whether a path that the triangle inequality permits is taken."""
+        raise NotImplementedError
+
+    def sources(self, block: Block, slot: int) -> list[tuple[int, slice]]:
+        """Which paths of a block lead to an outcome's slot: the features' slot, and the range of paths."""
+        even, odd = slice(0, block.num_even), slice(block.num_even, len(block.pairs))
+        found = [(slot, even), (1 - slot, odd)]
+        return [(origin, part) for origin, part in found if origin < self.parity_in and part.start < part.stop]
+
+
+class ProperPaths(Paths):
+    """True tensors only (P = 1, E(3)): l1 + l2 + l3 even.
+
+    Example:
+        >>> [(block.l3, block.pairs) for block in ProperPaths(1, 1, 1).blocks]
+        [(0, ((0, 0), (1, 1))), (1, ((0, 1), (1, 0)))]
+    """
+
+    def __init__(self, lmax_in: int, lmax_sh: int, lmax_out: int) -> None:
+        super().__init__(lmax_in, lmax_sh, lmax_out)
+
+    def allows(self, l1: int, l2: int, l3: int) -> bool:
+        """See the class."""
+        return (l1 + l2 + l3) % 2 == 0
+
+
+class FullPaths(Paths):
+    """Every path, true tensors and pseudotensors apart (P = 2, E(3)).
+
+    Example:
+        >>> FullPaths(1, 1, 1, parity_in=2).num_paths
+        10
+    """
+
+    parity_out = 2
+
+    def __init__(self, lmax_in: int, lmax_sh: int, lmax_out: int, *, parity_in: int = 2) -> None:
+        super().__init__(lmax_in, lmax_sh, lmax_out, parity_in=parity_in)
+
+    def allows(self, l1: int, l2: int, l3: int) -> bool:
+        """See the class."""
+        return True
+
+
+class AllPaths(Paths):
+    """Every path into one slot that does not tell parities apart (P = 1, SE(3)).
+
+    Example:
+        >>> AllPaths(1, 1, 1).num_paths
+        5
+    """
+
+    def __init__(self, lmax_in: int, lmax_sh: int, lmax_out: int) -> None:
+        super().__init__(lmax_in, lmax_sh, lmax_out)
+
+    def allows(self, l1: int, l2: int, l3: int) -> bool:
+        """See the class."""
+        return True
+
+    def sources(self, block: Block, slot: int) -> list[tuple[int, slice]]:
+        """See :meth:`Paths.sources`."""
+        return [(0, slice(0, len(block.pairs)))] if block.pairs else []
+
+
+class TensorProduct(ExactConstants):
+    r"""Weighted product of features with harmonics, channel by channel (e3nn's 'uvu'); every path apart.
+
+    For each path from (slot p, l1) with l2 to l3
+
+    .. math:: y_{p,\text{path},m_3,c} = w_{p,\text{path},c} \sum_{m_1 m_2} C_{m_1 m_2 m_3}\, Y_{m_2}\, x_{p m_1 c}
+
+    with component-normalised couplings C. The outcome is not summed over paths: :class:`PathLinear` mixes them.
+
+    The harmonics are first contracted with the couplings to a small matrix an edge, ``[K, M]``, so that the product is
+    one batched matrix product whatever lmax is: in eager mode 2 to 4 times faster than products of
+    components, and a graph that compiles in a time independent of lmax.
+
+    Args:
+        paths: What couples to what.
+    """
+
+    couplings: Tensor
+
+    def __init__(self, paths: Paths) -> None:
+        super().__init__()
+        self.paths = paths
+        shape = (num_components(paths.lmax_sh), paths.num_components, num_components(paths.lmax_in))
+        table = torch.zeros(shape, dtype=torch.float64)
+        rows_in, rows_sh = degree_slices(paths.lmax_in), degree_slices(paths.lmax_sh)
+        for block in paths.blocks:
+            for index, (l1, l2) in enumerate(block.pairs):
+                rows = slice(block.start + index, block.stop, len(block.pairs))
+                table[rows_sh[l2], rows, rows_in[l1]] = coupling(l1, l2, block.l3).permute(1, 2, 0)
+        self.register_constant("couplings", table.flatten(1))
+
+    def forward(
+        self,
+        x: Float[Tensor, "E P M1 C"],
+        edge_sh: Float[Tensor, "E M2"],
+        weight: Float[Tensor, "E W C"],
+    ) -> Float[Tensor, "E P K C"]:
+        """Products of every path, block after block, ``[2 l3 + 1, paths]`` in each.
+
+        Args:
+            x: Features of the edges' sources.
+            edge_sh: Harmonics of the edges.
+            weight: A factor for each of the ``paths.num_paths`` paths and each channel; slot by slot, block by block.
+        """
+        num_edges, parity, components, channels = x.shape
+        matrix = (edge_sh @ self.couplings).view(num_edges, 1, self.paths.num_components, components)
+        product = matrix.expand(-1, parity, -1, -1) @ x
+        factor = weight.view(num_edges, parity, 1, self.paths.num_paths // parity, channels)
+        blocks = []
+        for block in self.paths.blocks:
+            if block.pairs:
+                part = product[:, :, block.start : block.stop]
+                part = part.view(num_edges, parity, 2 * block.l3 + 1, len(block.pairs), channels)
+                blocks.append((part * factor[:, :, :, block.first : block.last]).flatten(2, 3))
+        return torch.cat(blocks, dim=2)
+
+
+class PathLinear(nn.Module):
+    """Mixes the channels of all paths that lead to the same degree and slot: ``[N, P, K, C] → [N, P', M, D]``.
+
+    Args:
+        paths: Of the :class:`TensorProduct` whose outcome is mixed.
+        in_channels: C.
+        out_channels: D.
+        num_scalars: S, further true scalars, returned apart.
+    """
+
+    def __init__(self, paths: Paths, in_channels: int, out_channels: int, *, num_scalars: int = 0) -> None:
+        super().__init__()
+        self.paths = paths
+        self.out_channels = out_channels
+        self.components = num_components(paths.lmax_out)
+        self.weights = nn.ParameterList()
+        for slot in range(paths.parity_out):
+            for block in paths.blocks:
+                fan_in = in_channels * sum(part.stop - part.start for _, part in paths.sources(block, slot))
+                width = out_channels + (num_scalars if slot == block.l3 == 0 else 0)
+                if fan_in:
+                    self.weights.append(nn.Parameter(torch.randn(fan_in, width) / math.sqrt(fan_in)))
+
+    def forward(self, x: Float[Tensor, "N P K C"]) -> tuple[Float[Tensor, "N Q M D"], Float[Tensor, "N S"]]:
+        """Mixed features, and the further scalars."""
+        outcome: list[Tensor] = []
+        weights = iter(self.weights)
+        for slot in range(self.paths.parity_out):
+            for block in self.paths.blocks:
+                rows = x[:, :, block.start : block.stop]
+                rows = rows.reshape(*x.shape[:2], 2 * block.l3 + 1, len(block.pairs), x.shape[3])
+                parts = [rows[:, origin, :, part] for origin, part in self.paths.sources(block, slot)]
+                if parts:
+                    outcome.append(torch.cat(parts, dim=2).flatten(2) @ next(weights))
+                else:  # out of reach
+                    outcome.append(x.new_zeros(len(x), 2 * block.l3 + 1, self.out_channels))
+        extra = outcome[0][:, 0, self.out_channels :]
+        outcome[0] = outcome[0][:, :, : self.out_channels]
+        return torch.cat(outcome, dim=1).view(len(x), self.paths.parity_out, self.components, -1), extra

@@ -45,7 +45,7 @@ class Failure(NamedTuple):
     reason: str
 
 
-class XTB(Calculator):  # type: ignore[misc]
+class XTB(Calculator):
     """tblite's ASE calculator, silent, and stubborn where the self-consistent charges do not converge.
 
     A failed cycle starts again from scratch with more iterations and a stronger damping. The total charge is
@@ -128,7 +128,7 @@ def _total_charge(atoms: Atoms) -> float:
     for key in ("total_charge", "charge"):
         if key in atoms.info:
             return float(atoms.info[key])
-    return float(atoms.get_initial_charges().sum())
+    return round(float(atoms.get_initial_charges().sum()), 6)
 
 
 def label(

@@ -78,7 +78,7 @@ class VerletList:
         self.searches += 1
 
 
-class PygEquivariantCalculator(Calculator):  # type: ignore[misc]
+class PygEquivariantCalculator(Calculator):
     """ASE calculator that runs a :class:`~pyg_equivariant.potential.Potential`.
 
     Gives ``energy``, ``free_energy`` (the same: there is no smearing), ``energies`` (eV), ``forces`` (eV/Å), ``stress``
@@ -132,7 +132,7 @@ class PygEquivariantCalculator(Calculator):  # type: ignore[misc]
     ) -> None:
         """Fill ``results`` with the energy and what ``properties`` ask for."""
         super().calculate(atoms, properties, system_changes)
-        check_elements(self.model.metadata.elements, self.atoms)
+        check_elements(self.model.metadata.elements, self.atoms.numbers, str(self.atoms.symbols))
         stress = "stress" in properties
         if stress and not (self.atoms.pbc.any() and self.atoms.cell.rank == 3):
             raise PropertyNotImplementedError("stress needs a periodic structure with a cell of three vectors")
@@ -175,22 +175,23 @@ class PygEquivariantCalculator(Calculator):  # type: ignore[misc]
         return data.to(device)
 
 
-def check_elements(seen: Sequence[int], atoms: Atoms) -> None:
+def check_elements(seen: Sequence[int], numbers: np.ndarray, name: str) -> None:
     """Refuse what a model has never seen.
 
     Args:
         seen: Atomic numbers the model was trained on; empty if it was not trained.
-        atoms: What it is asked about.
+        numbers: Those it is asked about.
+        name: What to call the structure.
 
     Raises:
-        ValueError: if ``atoms`` hold another element.
+        ValueError: if there is an element that was not seen.
     """
-    unseen = sorted(set(atoms.numbers.tolist()) - set(seen))
+    unseen = sorted(set(numbers.tolist()) - set(seen))
     if seen and unseen:
-        first = int(np.flatnonzero(np.isin(atoms.numbers, unseen))[0])
+        first = int(np.flatnonzero(np.isin(numbers, unseen))[0])
         raise ValueError(
             f"the model was trained on {_symbols(seen)} and has never seen {_symbols(unseen)} (first at atom {first} "
-            f"of {atoms.symbols}): train it on data that hold these elements"
+            f"of {name}): train it on data that hold these elements"
         )
 
 
@@ -199,7 +200,7 @@ def total_charge(atoms: Atoms) -> float:
     for key in ("total_charge", "charge"):
         if key in atoms.info:
             return float(atoms.info[key])
-    return float(atoms.get_initial_charges().sum())
+    return round(float(atoms.get_initial_charges().sum()), 6)
 
 
 def _symbols(numbers: Sequence[int]) -> str:

@@ -11,10 +11,12 @@ import ase.io
 import numpy as np
 from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import Trajectory
 from ase.md.md import MolecularDynamics
 from tqdm import tqdm
 
 from pyg_equivariant.calculators import PygEquivariantCalculator
+from pyg_equivariant.potential import Potential
 from pyg_equivariant.reference import thermalize
 from pyg_equivariant.report import Dynamics, load_dynamics
 from pyg_equivariant.verbs import common
@@ -75,10 +77,11 @@ def simulate(
     if start == 0:
         note(0)
     with tqdm(total=steps, desc="dynamics", unit="step", disable=not progress, smoothing=0.05) as bar:
-        for done in [*range(interval, steps, interval), *([steps] if steps > 0 else [])]:
-            dynamics.run(done - bar.n)
-            bar.set_postfix_str(f"{note(start + done):.0f} K", refresh=False)
-            bar.update(done - bar.n)
+        for done in range(0, steps, interval):
+            stretch = min(interval, steps - done)
+            dynamics.run(stretch)
+            bar.set_postfix_str(f"{note(start + done + stretch):.0f} K", refresh=False)
+            bar.update(stretch)
     return load_dynamics(table, name=type(dynamics).__name__)
 
 
@@ -88,13 +91,17 @@ def _append(trajectory: Path, table: Path, atoms: Atoms, step: int, time: float)
     frame.set_constraint()  # not every format holds them
     frame.info |= {"step": step, "time_ps": round(time, 9)}
     frame.calc = SinglePointCalculator(frame, energy=potential, forces=atoms.get_forces(apply_constraint=False))
-    ase.io.write(trajectory, frame, append=True)
+    if trajectory.suffix == ".traj":
+        with Trajectory(trajectory, "a") as file:
+            file.write(frame)
+    else:
+        ase.io.write(trajectory, frame, append=True)
     energy = 1000 * (potential + kinetic) / len(atoms)
     kelvin = f"{atoms.get_temperature():.6g}"
     row = (step, f"{time:.9g}", repr(float(energy)), kelvin, f"{potential:.9f}", f"{kinetic:.9f}")
     fresh = not table.exists()
-    with table.open("a", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([COLUMNS, row] if fresh else [row])
+    with table.open("a", newline="", encoding="utf-8") as lines:
+        csv.writer(lines).writerows([COLUMNS, row] if fresh else [row])
 
 
 def resume(trajectory: Path, table: Path) -> tuple[Atoms, int]:
@@ -176,7 +183,7 @@ def integrator(
 
 
 def _parser() -> Any:
-    parser = common.parser("md", __doc__.partition(": ")[2], EXAMPLE)
+    parser = common.parser("md", (__doc__ or "").partition(": ")[2], EXAMPLE)
     common.add_model_arguments(parser, dtype="float64")
     common.add_structures(parser, index="-1")
     parser.add_argument("-o", "--output", type=Path, default=Path("trajectory.extxyz"), help=".extxyz, .xyz or .traj")
@@ -205,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.output.suffix not in (".extxyz", ".xyz", ".traj"):
         raise ValueError(f"--output {args.output}: a trajectory ends in .extxyz, .xyz or .traj")
     steps = args.steps if args.steps is not None else round(args.ps * 1000 / args.timestep) if args.ps else 1000
-    model = common.load_potential(args)
+    model = common.load_model(Potential, args)
     kelvin = 300.0 if args.temperature is None else args.temperature
     start, table = 0, args.output.with_suffix(".csv")
     if args.resume:

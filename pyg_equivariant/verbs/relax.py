@@ -13,6 +13,7 @@ from ase.filters import FrechetCellFilter
 from tqdm import tqdm
 
 from pyg_equivariant.calculators import PygEquivariantCalculator
+from pyg_equivariant.potential import Potential
 from pyg_equivariant.verbs import common
 
 __all__ = ["main", "relax"]
@@ -51,7 +52,7 @@ def relax(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb; 1 if a structure did not converge."""
-    parser = common.parser("relax", __doc__.partition(": ")[2], EXAMPLE)
+    parser = common.parser("relax", (__doc__ or "").partition(": ")[2], EXAMPLE)
     common.add_model_arguments(parser, dtype="float64")
     common.add_structures(parser, index=":")
     parser.add_argument("-o", "--output", type=Path, default=Path("relaxed.extxyz"), help="default: relaxed.extxyz")
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.fmax <= 0 or args.steps < 0:
         raise ValueError("--fmax must be positive and --steps not negative")
 
-    calculator = PygEquivariantCalculator(common.load_potential(args))
+    calculator = PygEquivariantCalculator(common.load_model(Potential, args))
     rows, relaxed = [], []
     frames = common.read_structures(args.structures, args.index)
     for index, atoms in enumerate(tqdm(frames, desc="relax", unit="structure", disable=not sys.stderr.isatty())):

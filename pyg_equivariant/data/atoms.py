@@ -9,6 +9,7 @@ import torch
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
+from jaxtyping import Float
 from rdkit.Chem import GetPeriodicTable
 from torch import Tensor
 from torch_geometric.data import Batch, Data
@@ -82,15 +83,13 @@ def from_ase(
         "pos": torch.tensor(atoms.positions * factors["length"], dtype=torch.float64),
         "total_charge": torch.tensor([round(float(atoms.get_initial_charges().sum()), 6)], dtype=torch.float64),
     }
-    volume = None
     if atoms.pbc.any():
         if (bare := np.flatnonzero(atoms.pbc & ~atoms.cell.any(1))).size:
             raise ValueError(f"it is periodic along {'abc'[bare[0]]}, but that cell vector is zero: set cell or pbc")
         fields["cell"] = torch.tensor(atoms.cell.array * factors["length"], dtype=torch.float64)[None]
         fields["pbc"] = torch.tensor(atoms.pbc)[None]
-        volume = float(atoms.cell.volume) * factors["length"] ** 3
     sources = [("calculator", _results(atoms)), ("info", atoms.info), ("arrays", atoms.arrays)]
-    fields |= find_labels(sources, len(atoms), volume, labels=labels, keys=keys, factors=factors)
+    fields |= find_labels(sources, len(atoms), fields.get("cell"), labels=labels, keys=keys, factors=factors)
     if isinstance(smiles := atoms.info.get("smiles"), str):
         fields["smiles"] = smiles
     return Data(**fields)
@@ -159,7 +158,7 @@ def _results(atoms: Atoms) -> Mapping[str, Any]:
 def find_labels(
     sources: Sources,
     num_atoms: int,
-    volume: float | None,
+    cell: Float[Tensor, "1 3 3"] | None,
     *,
     labels: Iterable[str] | None,
     keys: Mapping[str, str] | None,
@@ -170,7 +169,7 @@ def find_labels(
     Args:
         sources: Where to look.
         num_atoms: n.
-        volume: Volume of the cell in Å³, ``None`` if not periodic.
+        cell: Cell vectors in Å, ``None`` if not periodic: a virial needs its volume.
         labels: See :func:`from_ase`.
         keys: See :func:`from_ase`.
         factors: What :func:`unit_factors` returned.
@@ -192,7 +191,7 @@ def find_labels(
                 tensor = _in_shape(label, where, value, num_atoms, per_atom=place == "arrays")
                 tensor = tensor * factors.get(label, 1.0)
                 if label == "virial":
-                    tensor = -tensor / _check_volume(volume, where)
+                    tensor = -tensor / _volume(cell, where)
                 if field not in found:
                     found[field] = where, tensor
                 elif not torch.allclose(found[field][1], tensor, rtol=1e-8, atol=1e-5, equal_nan=True):
@@ -256,8 +255,9 @@ def _in_shape(label: str, where: str, value: Any, num_atoms: int, *, per_atom: b
     return torch.tensor(array.reshape(shape))
 
 
-def _check_volume(volume: float | None, where: str) -> float:
-    if not volume:
+def _volume(cell: Tensor | None, where: str) -> float:
+    volume = 0.0 if cell is None else float(cell.det().abs())
+    if volume == 0:
         raise ValueError(f"{where} is a virial, but there is no cell to make a stress of it: set cell and pbc")
     return volume
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 from tqdm.auto import tqdm
 
-from pyg_equivariant.data.atoms import find_labels, from_ase, label_of, unit_factors
+from pyg_equivariant.data.atoms import LABELS, find_labels, from_ase, label_of, unit_factors
 from pyg_equivariant.data.dataset import FlatDataset
 from pyg_equivariant.data.molecule import explained, from_rdkit
 from pyg_equivariant.data.neighbors import neighbor_list
@@ -49,8 +49,8 @@ def read_file(
     Args:
         path: The file.
         index: Which frames, as ASE writes it: ``3``, ``":"``, ``"-10:"``, ``"::5"``.
-        labels: Which labels every frame must have, finite, and no others are read; ``()`` for bare structures.
-            By default whatever a frame has is read.
+        labels: Which labels every frame must have, and no others are read; ``()`` for bare structures. By
+            default whatever a frame has is read.
         keys: Names of the labels in the file, see :func:`from_ase`; in an npz file names of arrays.
         units: Units of the labels and lengths, see :func:`from_ase`.
         min_distance: Atoms (periodic images included) nearer than this, in Å, are an error: no bond is as
@@ -59,8 +59,8 @@ def read_file(
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: naming file, frame (from 0) and field, if the file cannot be read or holds no frame, a label
-            that was asked for is missing or NaN, a unit is unknown, some frames are periodic and others not,
-            atoms overlap, or positions or cells are not finite, singular or missing.
+            that was asked for is missing, one that was read is NaN, a unit is unknown, some frames are periodic
+            and others not, atoms overlap, or positions or cells are not finite, singular or missing.
 
     Example:
         >>> import tempfile
@@ -147,7 +147,7 @@ def _read_files(
         frames = read(path, _as_index(index), wanted, dict(keys or {}), dict(units or {}))
         for where, data in tqdm(frames, f"reading {path.name}", unit=" frames", delay=2.0, leave=False, disable=None):
             with _located(where):
-                _check(data, wanted, min_distance)
+                _check(data, {*LABELS, *(wanted or ()), *(keys or ())}, min_distance)
             if first and ("cell" in data) != ("cell" in graphs[0]):
                 here, there = ("", "not ") if "cell" in data else ("not ", "")
                 raise ValueError(f"{where} is {here}periodic, but {first} is {there}periodic: keep them apart")
@@ -256,9 +256,8 @@ def _read_npz(path: Path, index: int | slice, labels: Any, keys: dict[str, str],
             atoms.positions = pos[i]
             data = from_ase(atoms, labels=(), units=units)
             values = {name: array[i] for name, array in per_frame.items()}
-            volume = float(data.cell.det().abs()) if "cell" in data else None
-            sources = [("array", values)]
-            data.update(find_labels(sources, len(z), volume, labels=labels, keys=keys, factors=factors))
+            sources, cell = [("array", values)], data.cell if "cell" in data else None
+            data.update(find_labels(sources, len(z), cell, labels=labels, keys=keys, factors=factors))
         yield f"{path}, frame {i}", data
 
 
@@ -294,13 +293,15 @@ def _located(where: str) -> Iterator[None]:
         raise ValueError(f"{where}: {error}") from error
 
 
-def _check(data: Data, labels: Iterable[str] | None, min_distance: float) -> None:
+def _check(data: Data, labels: Iterable[str], min_distance: float) -> None:
     fields = data.to_dict()
     if len(data.z) == 0:
         raise ValueError("there are no atoms in it")
-    for name in ("pos", "cell", "total_charge", *(labels or ())):
+    for name in ("pos", "cell", "total_charge", *sorted(labels)):
         if name in fields and not bool(fields[name].isfinite().all()):
-            raise ValueError(f"{name} is NaN or infinite: give the value, or leave the frame out")
+            raise ValueError(
+                f"{name} is NaN or infinite: correct it, leave the frame out, or leave {name} out of labels"
+            )
     if "cell" in fields:
         vectors = data.cell[0][data.pbc[0]]
         # Gram's determinant: the squared volume spanned by the periodic directions, be they one, two or three.

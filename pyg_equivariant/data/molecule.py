@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -184,7 +184,11 @@ def to_rdkit(data: Data) -> Chem.Mol | list[Chem.Mol]:
         (9, 1)
     """
     if isinstance(data, Batch):
-        return [to_rdkit(item) for item in data.to_data_list()]
+        return [_molecule(item) for item in data.to_data_list()]
+    return _molecule(data)
+
+
+def _molecule(data: Data) -> Chem.Mol:
     if missing := [name for name in _ATOM_FIELDS + _BOND_FIELDS if name not in data]:
         raise ValueError(f"the graph has no {', '.join(missing)}: only graphs of from_smiles and from_rdkit have bonds")
     mol = Chem.RWMol()
@@ -263,7 +267,7 @@ def _check_atoms(mol: Chem.Mol) -> None:
 
 
 def _embed(mol: Chem.Mol, num_conformers: int, seed: int, optimize: bool, num_threads: int) -> Chem.Mol:
-    parameters = rdDistGeom.ETKDGv3()
+    parameters: Any = rdDistGeom.ETKDGv3()
     parameters.randomSeed = seed
     parameters.numThreads = num_threads
     parameters.clearConfs = False

@@ -5,7 +5,7 @@ import os
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,22 +32,37 @@ def write_whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def download(url: str, path: Path, *, sha256: str | None = None, timeout: float = 60.0) -> None:
-    """Fetches ``url`` to ``path``, checking the digest before the file gets its name.
+def download(
+    url: str,
+    path: Path,
+    *,
+    sha256: str | None = None,
+    check: Callable[[Path], None] | None = None,
+    timeout: float = 60.0,
+) -> None:
+    """Fetches ``url`` to ``path``, which exists only if what came is what was expected.
+
+    Args:
+        url: What to fetch.
+        path: Where to put it.
+        sha256: The digest that it must have.
+        check: Another test of the file, which raises if it fails.
+        timeout: Seconds without an answer.
 
     Raises:
         ConnectionError: if the server cannot be reached.
         ValueError: if the digest is another.
     """
-    digest = hashlib.sha256()
     with write_whole(path) as temporary:
         try:
             with urllib.request.urlopen(url, timeout=timeout) as response, temporary.open("wb") as file:
                 shutil.copyfileobj(response, file, 1 << 20)
         except (urllib.error.URLError, TimeoutError) as error:
             raise ConnectionError(f"{url} cannot be downloaded ({error})") from error
-        with temporary.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        if sha256 is not None and digest.hexdigest() != sha256:
-            raise ValueError(f"{url} has the SHA-256 {digest.hexdigest()} instead of {sha256}: it was not kept")
+        if sha256 is not None:
+            with temporary.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != sha256:
+                raise ValueError(f"{url} has the SHA-256 {digest} instead of {sha256}: it was not kept")
+        if check is not None:
+            check(temporary)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -70,17 +71,16 @@ def neighbor_list(
     if len(pos) == 0:
         return batch.new_zeros(2, 0), None if cell is None else pos.new_zeros(0, 3).to(dtype)
 
-    periodic = cell is not None and pbc is not None
-    if periodic and math.isinf(cutoff):
+    if cell is not None and math.isinf(cutoff):
         raise ValueError("a periodic system has no end: give a finite cutoff")
-    repeats = _repeats(cell, pbc, cutoff) if cell is not None and pbc is not None else count.new_zeros(len(count), 3)
-    width = (count * (2 * repeats + 1).prod(1)).max()
+    repeats = count.new_zeros(len(count), 3) if cell is None or pbc is None else _repeats(cell, pbc, cutoff)
+    width = count.max() if cell is None else (count * (2 * repeats + 1).prod(1)).max()
     pairs = len(count) * int(count.max() * width)
     if math.isfinite(cutoff) and pairs > (_GPU_PAIRS if pos.is_cuda else _CPU_PAIRS_PER_GRAPH * len(count)):
         edge_index, shift = _from_cell_lists(pos, cutoff, cell, pbc, count)
     else:
         edge_index, shift = _from_all_pairs(pos, cutoff, cell, batch, count, repeats)
-    return edge_index, shift.to(dtype) if periodic else None
+    return edge_index, shift.to(dtype) if shift is not None else None
 
 
 def _graphs(pos: Tensor, batch: Tensor | None, cell: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -126,65 +126,73 @@ def _repeats(cell: Tensor, pbc: Tensor, cutoff: float) -> Tensor:
     return (cutoff * inverse_height + 1e-6).ceil().long() * pbc
 
 
+class _Rows(NamedTuple):
+    """Points of each graph in a row of their own, all rows padded to one width."""
+
+    point: Int[Tensor, " R"]  # the point at each place, B × width
+    x: Float[Tensor, "3 B W"]  # its coordinates; NaN, which is nearer than no cutoff, where there is none
+
+
+def _rows(x: Float[Tensor, "P 3"], graph: Int[Tensor, " P"], count: Int[Tensor, " B"]) -> _Rows:
+    point = torch.arange(len(x), device=x.device)
+    width = int(count.max())
+    place = graph * width + point - (count.cumsum(0) - count)[graph]
+    points = point.new_zeros(len(count) * width)
+    points[place] = point
+    padded = x.new_full((3, len(count) * width), math.nan)
+    padded[:, place] = x.T
+    return _Rows(points, padded.view(3, len(count), width))
+
+
 def _from_all_pairs(
     pos: Tensor, cutoff: float, cell: Tensor | None, batch: Tensor, count: Tensor, repeats: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Targets × sources of every graph, padded with NaN (which is nearer than no cutoff) to one table."""
-    graphs, atom = len(count), torch.arange(len(pos), device=pos.device)
-    wrap = torch.zeros_like(pos)
-    if cell is not None:
+) -> tuple[Tensor, Tensor | None]:
+    """One table of targets × sources for all graphs."""
+    if cell is None:
+        targets = sources = _rows(pos, batch, count)
+    else:
         wrap = torch.einsum("ni,nij->nj", pos, torch.linalg.pinv(cell)[batch]).floor() * (repeats > 0)[batch]
         pos = pos - torch.einsum("ni,nij->nj", wrap, cell[batch])
-    ptr = count.cumsum(0) - count
-    rows = int(count.max())
-    target, x_target = _table(atom, pos, batch * rows + atom - ptr[batch], graphs * rows)
+        image, owner = _images(repeats)
+        copy = torch.repeat_interleave(count[owner])  # the image that each copy of an atom belongs to
+        first = count.cumsum(0) - count
+        atom = first[owner][copy] + _within(count[owner])
+        x = pos[atom] + torch.einsum("ni,nij->nj", image.double(), cell[owner])[copy]
+        targets, sources = _rows(pos, batch, count), _rows(x, owner[copy], count * torch.bincount(owner))
 
-    image, owner = _images(repeats)  # [I, 3] and the graph of each; the zero image of a graph comes first
-    copies = count[owner]
-    image_of = torch.repeat_interleave(copies)
-    slot = torch.arange(len(image_of), device=pos.device)
-    source = ptr[owner][image_of] + slot - (copies.cumsum(0) - copies)[image_of]
-    sources = count * torch.bincount(owner, minlength=graphs)
-    columns = int(sources.max())
-    x = pos[source]
-    if cell is not None:
-        x = x + torch.einsum("ni,nij->nj", image.double(), cell[owner])[image_of]
-    graph = owner[image_of]
-    column, x_source = _table(slot, x, graph * columns + slot - (sources.cumsum(0) - sources)[graph], graphs * columns)
-
-    distance = torch.zeros((), dtype=pos.dtype, device=pos.device)
-    for a, b in zip(x_source.view(3, graphs, 1, columns), x_target.view(3, graphs, rows, 1), strict=True):
-        distance = (a - b).square_().add_(distance)
-    distance.diagonal(dim1=1, dim2=2).fill_(math.inf)  # an atom and its zero image
-    hit = (distance < cutoff**2).flatten().nonzero().flatten()
-    row = torch.div(hit, columns, rounding_mode="floor")
-    i = target[row]
-    near = column[hit + (torch.div(row, rows, rounding_mode="floor") - row) * columns]
-    j = source[near]
-    return torch.stack((j, i)), image[image_of[near]] - wrap[j] + wrap[i]
+    distance = torch.zeros((), dtype=pos.dtype, device=pos.device)  # squared
+    for source, target in zip(sources.x.unsqueeze(2), targets.x.unsqueeze(3), strict=True):
+        distance = (source - target).square_().add_(distance)
+    distance.diagonal(dim1=1, dim2=2).fill_(math.inf)  # an atom and itself, for the zero image comes first
+    near = (distance < cutoff**2).flatten().nonzero().flatten()
+    _, height, width = distance.shape
+    row = torch.div(near, width, rounding_mode="floor")
+    i = targets.point[row]
+    j = sources.point[near + (torch.div(row, height, rounding_mode="floor") - row) * width]
+    if cell is None:
+        return torch.stack((j, i)), None
+    shift = image[copy[j]] - wrap[atom[j]] + wrap[i]
+    return torch.stack((atom[j], i)), shift
 
 
-def _images(repeats: Tensor) -> tuple[Tensor, Tensor]:
+def _images(repeats: Int[Tensor, "B 3"]) -> tuple[Int[Tensor, "I 3"], Int[Tensor, " I"]]:
     """Shifts ``−repeats … repeats`` of every graph, its zero shift first, and the graph of each."""
     most = repeats.max(0).values.tolist()
-    shifts = sorted(itertools.product(*(range(-n, n + 1) for n in most)), key=lambda s: (any(s), s))
-    all_shifts = torch.tensor(shifts, device=repeats.device)
-    owner, chosen = (all_shifts.abs() <= repeats[:, None]).all(-1).nonzero(as_tuple=True)
-    return all_shifts[chosen], owner
+    shifts = sorted(itertools.product(*(range(-n, n + 1) for n in most)), key=lambda shift: (any(shift), shift))
+    every = torch.tensor(shifts, device=repeats.device)
+    owner, chosen = (every.abs() <= repeats[:, None]).all(-1).nonzero(as_tuple=True)
+    return every[chosen], owner
 
 
-def _table(ids: Tensor, x: Tensor, place: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Ids ``[size]`` and coordinates ``[3, size]`` at their places, NaN elsewhere."""
-    table = x.new_full((3, size), math.nan)
-    table[:, place] = x.T
-    index = ids.new_zeros(size)
-    index[place] = ids
-    return index, table
+def _within(count: Int[Tensor, " I"]) -> Int[Tensor, " P"]:
+    """0 … n − 1 for each n of ``count``."""
+    start = count.cumsum(0) - count
+    return torch.arange(int(count.sum()), device=count.device) - torch.repeat_interleave(start, count)
 
 
 def _from_cell_lists(
     pos: Tensor, cutoff: float, cell: Tensor | None, pbc: Tensor | None, count: Tensor
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     search = NeighborList(cutoff=cutoff, full_list=True, sorted=True, n_threads=torch.get_num_threads())
     points = pos.cpu().numpy()
     boxes = np.zeros((len(count), 3, 3)) if cell is None else cell.cpu().numpy()
@@ -196,4 +204,4 @@ def _from_cell_lists(
         shifts.append(shift)
         start += n
     edge_index = torch.from_numpy(np.concatenate(edges).T.copy()).to(pos.device)
-    return edge_index, torch.from_numpy(np.concatenate(shifts)).to(pos.device)
+    return edge_index, None if cell is None else torch.from_numpy(np.concatenate(shifts)).to(pos.device)

@@ -80,11 +80,10 @@ def _describe_edges(batch: Batch) -> None:
     """Tells a batch where the edges of each graph begin, so that ``to_data_list`` can take it apart."""
     if "_slice_dict" not in batch._store.__dict__:
         return  # not made from a list of graphs: it cannot be taken apart anyway
-    count = torch.bincount(batch.batch[batch.edge_index[1]], minlength=batch.num_graphs).cpu()
-    slices = torch.cat((count.new_zeros(1), count.cumsum(0)))
+    slices = torch.searchsorted(batch.edge_index[1].contiguous(), batch.ptr).cpu()
     increments: dict[str, Tensor] = {"edge_index": batch.ptr[:-1].cpu()}
     if "shift" in batch:
-        increments["shift"] = torch.zeros_like(count)
+        increments["shift"] = torch.zeros_like(slices[1:])
     kept = {name: value for name, value in batch._slice_dict.items() if name in batch}
     batch._slice_dict = {**kept, **dict.fromkeys(increments, slices)}
     batch._inc_dict = {**{name: batch._inc_dict[name] for name in kept}, **increments}

@@ -312,7 +312,7 @@ class Potential(Predictor):
         Args:
             graph: With an ``edge_vec`` that requires a gradient, if forces or stress are wanted.
             volume: Of the cells in Å³, where the stress is wanted.
-            create_graph: Whether forces and stress shall be differentiable themselves.
+            create_graph: Whether what is returned shall be differentiable itself.
         """
         x = self.features(graph)
         atomic = self.head.atomic(x)
@@ -328,7 +328,8 @@ class Potential(Predictor):
             forces = _forces(gradient, graph)
             if volume is not None:
                 stress = _stress(gradient, graph, volume)
-        return Prediction(energy, forces, stress, None, atomic, properties)
+        prediction = Prediction(energy, forces, stress, None, atomic, properties)
+        return prediction if create_graph else _detached(prediction)
 
     def _volume(self, batch: Data) -> Float[Tensor, " B"]:
         cell = batch.get("cell")

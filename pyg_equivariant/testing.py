@@ -305,22 +305,25 @@ def single_precision(representation: Representation) -> None:
     assert_close(forces_single.double(), forces, "float32 forces", tolerance=1e-4)
 
 
-def compiled(representation: Representation) -> None:
-    """``torch.compile`` of the whole training step, forces included, has no graph break and equals eager."""
+def compiled(representation: Representation, backend: str = "inductor") -> None:
+    """The whole training step, forces included, compiles without a graph break, once for all shapes, and equals eager."""
     model = potential_of(representation).train()
 
-    def gradients() -> list[Tensor]:
-        graphs = Batch.from_data_list([example_molecule(n, seed=n) for n in (5, 7)])
-        energy, forces = _run(model, graphs)
+    def results(sizes: tuple[int, ...]) -> list[Tensor]:
+        graphs = Batch.from_data_list([example_molecule(n, seed=n) for n in sizes])
+        energy, forces = _run(model.train(), graphs)
         model.zero_grad()
         (energy.square().sum() + forces.square().sum()).backward()
         weights = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()]
-        return [energy.detach(), forces.detach(), *weights]
+        return [energy.detach(), forces.detach(), *weights, *_run(model.eval(), graphs)]
 
-    eager = gradients()
-    model.compile()
-    for actual, expected in zip(gradients(), eager, strict=True):
+    eager = results((5, 7)), results((4, 8, 6))
+    model.compile(backend=backend)
+    for actual, expected in zip(results((5, 7)), eager[0], strict=True):
         assert_close(actual, expected, "the compiled step")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for actual, expected in zip(results((4, 8, 6)), eager[1], strict=True):
+            assert_close(actual, expected, "the compiled step on other shapes")
 
 
 CONTRACT: list[Callable[[Representation], None]] = [

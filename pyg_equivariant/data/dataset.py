@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -31,6 +31,58 @@ class GraphBatch(Batch):  # type: ignore[misc]
     def __iter__(self) -> Iterator[Data]:
         for i in range(self.num_graphs):
             yield self.get_example(i)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Packs all tensors into one array: sending a tensor costs a worker a file in shared memory and a handshake."""
+        state = {"fields": self.to_dict()} | {
+            name: getattr(self, name) for name in ("_num_graphs", "_slice_dict", "_inc_dict") if hasattr(self, name)
+        }
+        parts: list[Tensor] = []
+        packed = _pack(state, parts, {})
+        return _rebuild, (packed, torch.cat(parts).numpy())
+
+
+class _Place(NamedTuple):
+    """Where the bytes of a tensor lie."""
+
+    start: int
+    end: int
+    dtype: torch.dtype
+    shape: torch.Size
+
+
+def _pack(value: Any, parts: list[Tensor], known: dict[int, _Place]) -> Any:
+    """``value`` with a place for each tensor, whose bytes are added to ``parts``."""
+    if isinstance(value, dict):
+        return {key: _pack(item, parts, known) for key, item in value.items()}
+    if not isinstance(value, Tensor) or value.device.type != "cpu":
+        return value
+    if id(value) not in known:  # fields of one level share their slices
+        data = value.contiguous().reshape(-1).view(torch.uint8)
+        start = known[-1].end if -1 in known else 0
+        end = start + -(-len(data) // 8) * 8  # aligned for every dtype
+        parts += [data, data.new_zeros(end - start - len(data))]
+        known[id(value)] = known[-1] = _Place(start, end, value.dtype, value.shape)
+    return known[id(value)]
+
+
+def _unpack(value: Any, data: Tensor) -> Any:
+    if isinstance(value, dict):
+        return {key: _unpack(item, data) for key, item in value.items()}
+    if not isinstance(value, _Place):
+        return value
+    size = value.shape.numel() * value.dtype.itemsize
+    return data[value.start : value.start + size].view(value.dtype).view(value.shape)
+
+
+def _rebuild(packed: dict[str, Any], data: np.ndarray) -> GraphBatch:
+    state = _unpack(packed, torch.from_numpy(data))
+    batch = GraphBatch(_base_cls=Data)
+    for name, value in state.pop("fields").items():
+        batch[name] = value
+    for name, value in state.items():
+        setattr(batch, name, value)
+    return batch
 
 
 class FlatDataset(Dataset[Data]):
@@ -149,12 +201,12 @@ class FlatDataset(Dataset[Data]):
 
     def __getitems__(self, indices: Sequence[int] | Int[Tensor, " B"]) -> Batch:
         """The batch of the graphs at ``indices``, in that order."""
-        batch = self._batch(self._positions(indices))
-        return batch if self.transform is None else self.transform(batch)
+        return self[indices].to_batch()
 
     def to_batch(self) -> Batch:
         """All graphs of the (view of the) dataset as one batch."""
-        return self.__getitems__(range(len(self)))
+        batch = self._batch(self._all())
+        return batch if self.transform is None else self.transform(batch)
 
     def with_transform(self, transform: Callable[[Any], Any] | None) -> "FlatDataset":
         """A view whose graphs and batches pass through ``transform``, instead of the present one."""

@@ -284,7 +284,7 @@ def _legend(entries: Sequence[tuple[str, int, str]], left: float, right: float) 
             out.append(f'<rect class="fill c{color % COLORS}" {place}/>')
         out.append(_text(x + 26, y + 4, name, "start"))
         x += width
-    return "".join(out), (y + 14 if entries else 6)
+    return "".join(out), (y + 14 if entries else 6.0)
 
 
 def _frame(width: float, height: float, label: str, body: str) -> str:
@@ -308,8 +308,8 @@ def line_chart(
     xlabel: str,
     ylabel: str,
     log: bool = False,
-    width: float = 460,
-    height: float = 300,
+    width: float = 460.0,
+    height: float = 300.0,
 ) -> str:
     """Curves over one abscissa; what is not finite (or, with ``log``, not positive) is left out.
 
@@ -335,7 +335,7 @@ def line_chart(
     if not curves:
         raise ValueError(f"the chart {label!r} has no point to draw: no value is finite (and positive, if log)")
     low, high = _limits((curve.y for curve in curves), log=log)
-    ticks = _Axis(low, high, 0, 1, log).ticks()
+    ticks = _Axis(low, high, 0.0, 1.0, log).ticks()
     left, right, base = _left_margin(ticks), width - 14, height - 42
     entries = [(curve.name, curve.color, "dashed" if curve.dashed else "line") for curve in curves]
     legend, top = _legend(entries, left, right)
@@ -352,12 +352,12 @@ def line_chart(
         if len(points) <= 30 and not curve.dashed:
             body.append(_dots(points, f"{color} big"))
     body.append(_text((left + right) / 2, height - 6, xlabel))
-    body.append(_upright(12, (top + base) / 2, ylabel))
+    body.append(_upright(12.0, (top + base) / 2, ylabel))
     return _frame(width, height, label, "".join(body))
 
 
 def scatter_chart(
-    clouds: Sequence[Series], *, label: str, xlabel: str, ylabel: str, note: Sequence[str] = (), size: float = 420
+    clouds: Sequence[Series], *, label: str, xlabel: str, ylabel: str, note: Sequence[str] = (), size: float = 420.0
 ) -> str:
     """Predicted against reference: equal axes, the diagonal, and lines of text in the empty corner.
 
@@ -378,13 +378,14 @@ def scatter_chart(
     body = [legend, _grid_y(up, left, right, ticks), _ticks_x(across, base, _thin_ticks(ticks, right - left), top)]
     body.append(f'<path class="frame" d="M{_p(left)} {_p(top)}V{_p(base)}H{_p(right)}"/>')
     body.append(f'<line class="diagonal" x1="{_p(left)}" y1="{_p(base)}" x2="{_p(right)}" y2="{_p(top)}"/>')
+    crowded = sum(len(cloud.x) for cloud in clouds) > 1000
     for cloud in clouds:
         points = zip(across(cloud.x), up(cloud.y), strict=True)
-        body.append(_dots(points, f"c{cloud.color % COLORS}"))
+        body.append(_dots(points, f"c{cloud.color % COLORS}{' small' if crowded else ''}"))
     for i, line in enumerate(note):
         body.append(_text(left + 12, top + 20 + 17 * i, line, "start", "note"))
     body.append(_text((left + right) / 2, base + 36, xlabel))
-    body.append(_upright(12, (top + base) / 2, ylabel))
+    body.append(_upright(12.0, (top + base) / 2, ylabel))
     return _frame(size, base + 44, label, "".join(body))
 
 
@@ -394,8 +395,8 @@ def bar_chart(
     *,
     label: str,
     ylabel: str,
-    width: float = 460,
-    height: float = 300,
+    width: float = 460.0,
+    height: float = 300.0,
 ) -> str:
     """Bars from zero, a group a name, side by side.
 
@@ -408,10 +409,10 @@ def bar_chart(
         height: Units of the view box.
     """
     high = max((float(value) for _, _, values in series for value in values), default=0.0) * 1.08 or 1.0
-    ticks = linear_ticks(0, high)
+    ticks = linear_ticks(0.0, high)
     left, right, base = _left_margin(ticks), width - 14, height - 28
     legend, top = _legend([(name, color, "bar") for name, color, _ in series], left, right)
-    up = _Axis(0, high, base, top)
+    up = _Axis(0.0, high, base, top)
     slot = (right - left) / len(groups)
     bar = min(46.0, slot * 0.76 / len(series))
     body = [legend, _grid_y(up, left, right, ticks)]
@@ -428,7 +429,7 @@ def bar_chart(
                 body.append(_text(x + bar / 2, y - 5, text, css="value"))
         body.append(_text(center, base + 18, group))
     body.append(f'<line class="axis" x1="{_p(left)}" x2="{_p(right)}" y1="{_p(base)}" y2="{_p(base)}"/>')
-    body.append(_upright(12, (top + base) / 2, ylabel))
+    body.append(_upright(12.0, (top + base) / 2, ylabel))
     return _frame(width, height, label, "".join(body))
 
 

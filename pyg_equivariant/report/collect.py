@@ -244,13 +244,14 @@ def parities(predictions: Predictions) -> list[Parity]:
     out = []
     for name, labels in predictions.reference.items():
         predicted, title = predictions.predicted[name], name[:1].upper() + name[1:]
-        elements = predictions.z if predictions.per_atom(name) else None
+        elements, note = predictions.z if predictions.per_atom(name) else None, ""
         if name == "energy":
             share = composition_energy(predictions)
-            labels, predicted, title = labels - share, predicted - share, "Energy without its share by composition"
+            labels, predicted = labels - share, predicted - share
+            note = "Both axes without what a sum over elements explains of the labels."
         if labels.ndim > 2:
             labels, predicted = labels.reshape(len(labels), -1), predicted.reshape(len(labels), -1)
-        out.append(Parity(title, predictions.unit(name), labels, predicted, elements))
+        out.append(Parity(title, predictions.unit(name), labels, predicted, elements, note))
     return out
 
 

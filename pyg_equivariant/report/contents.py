@@ -80,6 +80,7 @@ class Parity:
         reference: ``[n]`` or ``[n, 3]``, finite.
         predicted: The same shape, finite.
         elements: Atomic number of each of the ``n`` rows, where rows are atoms.
+        note: A sentence under the plot.
 
     Raises:
         ValueError: if shapes disagree, or a value is missing.
@@ -90,6 +91,7 @@ class Parity:
     reference: Num[np.ndarray, "..."]
     predicted: Num[np.ndarray, "..."]
     elements: Int[np.ndarray, "..."] | None = None
+    note: str = ""
 
     def __post_init__(self) -> None:
         if self.reference.shape != self.predicted.shape or self.reference.ndim not in (1, 2) or not self.reference.size:
@@ -135,7 +137,7 @@ class Parity:
         if self.elements is None:
             raise ValueError(f"parity {self.name!r} has no elements")
         rows = self.elements == number
-        return Parity(self.name, self.unit, self.reference[rows], self.predicted[rows], self.elements[rows])
+        return Parity(self.name, self.unit, self.reference[rows], self.predicted[rows], self.elements[rows], self.note)
 
 
 @dataclass(frozen=True)

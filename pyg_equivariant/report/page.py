@@ -251,6 +251,7 @@ def _parity(parity: Parity, colors: dict[int, int]) -> str:
     caption = f"{format_count(size)} values; their own spread ({_SPREAD}) is {_error(parity.spread, parity.unit)}."
     if len(keep) < size:
         caption += f" {format_count(len(keep))} are drawn, fewer where they crowd; the errors count all."
+    caption = f"{caption} {parity.note}".strip()
     return _figure(parity.name, drawing, caption)
 
 

@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pyg_equivariant.training.callbacks import BestModel, History, TestTable
+    from pyg_equivariant.training.callbacks import BestModel, History, SaveWhenStopped, TestTable
     from pyg_equivariant.training.ema import ExponentialMovingAverage
     from pyg_equivariant.training.losses import (
         AbsoluteError,
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pyg_equivariant.training.task import ForceFieldTask, PropertyTask, Task
 
 _MODULES = {
-    "callbacks": ("BestModel", "History", "TestTable"),
+    "callbacks": ("BestModel", "History", "SaveWhenStopped", "TestTable"),
     "ema": ("ExponentialMovingAverage",),
     "losses": (
         "AbsoluteError",
@@ -41,7 +41,7 @@ _MODULES = {
     "task": ("ForceFieldTask", "PropertyTask", "Task"),
 }
 
-__all__ = [  # noqa: PLE0604, RUF022
+__all__ = [
     "AbsoluteError",
     "BestModel",
     "Cosine",
@@ -55,6 +55,7 @@ __all__ = [  # noqa: PLE0604, RUF022
     "Plateau",
     "PropertyTask",
     "Row",
+    "SaveWhenStopped",
     "Schedule",
     "SquaredError",
     "Task",

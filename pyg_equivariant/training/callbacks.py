@@ -3,19 +3,24 @@
 import csv
 import json
 import math
+import signal
+import sys
+import threading
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from pyg_equivariant.training.metrics import Row
 from pyg_equivariant.training.task import Task
 
-__all__ = ["BestModel", "History", "TestTable"]
+__all__ = ["BestModel", "History", "SaveWhenStopped", "TestTable"]
 
 
 class History(Callback):
@@ -31,9 +36,6 @@ class History(Callback):
         self.path = Path(folder) / "history.csv"
         self.rows: list[dict[str, float]] = []
         self.seconds = 0.0
-        self._reset()
-
-    def _reset(self) -> None:
         self.losses: list[Tensor] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -44,19 +46,23 @@ class History(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Remembers the loss."""
-        self.losses.append(outputs["loss"].detach())
+        self.losses.append(outputs["loss"].detach())  # no .item(): a GPU would have to be waited for
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes the file anew."""
         if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
             return
         self.seconds = time.monotonic() - self.started
-        row = {"epoch": float(trainer.current_epoch), "step": float(trainer.global_step), "seconds": round(self.seconds, 3)}
-        row["lr"] = float(trainer.optimizers[0].param_groups[0]["lr"])
-        row["train/loss"] = float(torch.stack(self.losses).mean()) if self.losses else math.nan
+        row = {
+            "epoch": trainer.current_epoch,
+            "step": trainer.global_step,
+            "seconds": self.seconds,
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "train/loss": float(torch.stack(self.losses).mean()) if self.losses else math.nan,
+        }
         row |= {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         self.rows.append(row)
-        self._reset()
+        self.losses = []
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(row))
@@ -65,11 +71,13 @@ class History(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold."""
-        return {"rows": [dict(row) for row in self.rows], "seconds": self.seconds}
+        losses = torch.stack(self.losses).tolist() if self.losses else []
+        return {"rows": [dict(row) for row in self.rows], "seconds": self.seconds, "losses": losses}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues from a checkpoint."""
         self.rows, self.seconds = state_dict["rows"], state_dict["seconds"]
+        self.losses = list(torch.tensor(state_dict["losses"]))
 
 
 class BestModel(Callback):
@@ -103,6 +111,51 @@ class BestModel(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues from a checkpoint."""
         self.best = state_dict["best"]
+
+
+class SaveWhenStopped(Callback):
+    """Writes ``checkpoints/last.ckpt`` when the user presses Ctrl-C, or a scheduler of jobs sends SIGTERM.
+
+    The step is finished first, so that the checkpoint is whole; a second Ctrl-C stops at once, without one.
+
+    Args:
+        folder: The run's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = Path(folder) / "checkpoints" / "last.ckpt"
+        self.asked = False
+        self.previous: Any = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listens, where one process can decide alone."""
+        if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
+            self.previous = signal.signal(signal.SIGINT, self._listen)
+
+    def _listen(self, signum: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        print("\nstopping after this step, with a checkpoint (Ctrl-C again: at once, without)", file=sys.stderr)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stops, if asked to."""
+        if self.asked:
+            trainer.save_checkpoint(self.path)
+            raise KeyboardInterrupt
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Lightning raises between two steps what SIGTERM asked for."""
+        if isinstance(exception, SIGTERMException):
+            trainer.save_checkpoint(self.path)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Gives the signal back."""
+        if self.previous is not None:
+            signal.signal(signal.SIGINT, self.previous)
+            self.previous = None
 
 
 class TestTable(Callback):
@@ -142,11 +195,9 @@ def format_table(table: list[Row]) -> str:
     """
     lines = [["quantity", "unit", "MAE", "RMSE", "spread", "samples"]]
     lines += [[row.quantity, row.unit, *map(_digits, row[2:5]), str(row.samples)] for row in table]
-    widths = [max(len(line[i]) for line in lines) for i in range(6)]
-    return "\n".join(
-        "  ".join(text.ljust(w) if i < 2 else text.rjust(w) for i, (text, w) in enumerate(zip(line, widths, strict=True))).rstrip()
-        for line in lines
-    )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    aligned = "  ".join(f"{{:{'<' if i < 2 else '>'}{width}}}" for i, width in enumerate(widths))
+    return "\n".join(aligned.format(*line) for line in lines)
 
 
 def _digits(value: float) -> str:

@@ -24,19 +24,18 @@ class Verb(NamedTuple):
     module: str
 
 
+_LIGHTNING = "pyg_equivariant.training.run"
 VERBS = {
-    "quickstart": Verb("from a SMILES to a trained force field and its dynamics", "quickstart", "pyg_equivariant.quickstart"),
-    "fit": Verb("train, then test", "fit --config rmd17 --data.molecule aspirin", "pyg_equivariant.training.run"),
-    "validate": Verb(
-        "errors on the validation set", "validate --config runs/rmd17/first/config.yaml", "pyg_equivariant.training.run"
-    ),
-    "test": Verb("errors on the test set", "test --config runs/rmd17/first/config.yaml", "pyg_equivariant.training.run"),
-    "predict": Verb("predictions for a file or a SMILES", "predict runs/rmd17/first/model CCO", "pyg_equivariant.verbs.predict"),
+    "quickstart": Verb("from a SMILES to a force field and its dynamics", "quickstart", "pyg_equivariant.quickstart"),
+    "fit": Verb("train, then test", "fit --config rmd17 --data.molecule aspirin", _LIGHTNING),
+    "validate": Verb("errors on the validation set", "validate --config runs/rmd17/mine/config.yaml", _LIGHTNING),
+    "test": Verb("errors on the test set", "test --config runs/rmd17/mine/config.yaml", _LIGHTNING),
+    "predict": Verb("predict for a file or a SMILES", "predict MODEL molecules.sdf", "pyg_equivariant.verbs.predict"),
     "evaluate": Verb("errors on a labelled file", "evaluate MODEL labelled.xyz", "pyg_equivariant.verbs.evaluate"),
     "relax": Verb("the nearest minimum of the energy", "relax MODEL start.xyz", "pyg_equivariant.verbs.relax"),
     "md": Verb("molecular dynamics", "md MODEL start.xyz --temperature 300", "pyg_equivariant.verbs.md"),
     "models": Verb("table of the architectures", "models", "pyg_equivariant.verbs.models"),
-    "report": Verb("report.html of a run", "report runs/rmd17/first", "pyg_equivariant.verbs.report"),
+    "report": Verb("report.html of a run", "report runs/rmd17/mine", "pyg_equivariant.verbs.report"),
 }
 
 
@@ -60,9 +59,9 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         if verb not in VERBS:
             raise ValueError(f"no verb {verb!r}{_suggestion(verb, VERBS)}: pyg-equivariant --help lists them")
-        if VERBS[verb].module == "pyg_equivariant.training.run" or (verb == "predict" and _names_a_config(rest)):
-            return int(importlib.import_module("pyg_equivariant.training.run").main([verb, *_find_recipes(rest)]))
-        return int(importlib.import_module(VERBS[verb].module).main(rest))
+        module = _LIGHTNING if verb == "predict" and _names_a_config(rest) else VERBS[verb].module
+        words = [verb, *_find_recipes(rest)] if module == _LIGHTNING else rest
+        return int(importlib.import_module(module).main(words))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -76,8 +75,9 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _usage() -> str:
     width = max(map(len, VERBS))
-    lines = [f"  {name.ljust(width)}  {verb.summary}\n  {' ' * width}    pyg-equivariant {verb.example}" for name, verb in VERBS.items()]
-    recipes = ", ".join(_recipes())
+    lines = []
+    for name, verb in VERBS.items():
+        lines += [f"  {name:{width}}  {verb.summary}", f"  {'':{width}}    pyg-equivariant {verb.example}"]
     return "\n".join(
         [
             "usage: pyg-equivariant VERB ...    (pyg-equivariant VERB --help for its options)",
@@ -86,7 +86,7 @@ def _usage() -> str:
             "",
             *lines,
             "",
-            f"Recipes for --config, by name or path: {recipes}.",
+            f"Recipes for --config, by name or path: {', '.join(_recipes())}.",
         ]
     )
 
@@ -101,7 +101,7 @@ def _suggestion(word: str, known: "Sequence[str] | dict[str, Verb]") -> str:
 
 
 def _names_a_config(rest: Sequence[str]) -> bool:
-    """Whether ``predict`` is followed by options alone, so that Lightning's verb is meant, not ``predict MODEL FILE``."""
+    """Whether Lightning's ``predict --config ...`` is meant, not ``predict MODEL FILE``."""
     return any(word in ("-c", "--config") or word.startswith("--config=") for word in rest)
 
 
@@ -125,7 +125,9 @@ def _find_recipe(name: str) -> str:
         return name
     if name in _recipes():
         return str(RECIPES / f"{name}.yaml")
-    raise FileNotFoundError(f"no file and no recipe is called {name!r}{_suggestion(name, _recipes())}: recipes are {', '.join(_recipes())}")
+    raise FileNotFoundError(
+        f"no file and no recipe is called {name!r}{_suggestion(name, _recipes())}: recipes are {', '.join(_recipes())}"
+    )
 
 
 def _is_sentence(error: BaseException) -> bool:

@@ -116,7 +116,7 @@ class Term(nn.Module):
     def __init__(self, quantity: str, weight: float = 1.0, error: Error | None = None) -> None:
         super().__init__()
         if not weight > 0:
-            raise ValueError(f"the weight of {quantity} in the loss must be positive, got {weight}: leave the term out instead")
+            raise ValueError(f"the weight of {quantity} in the loss must be positive, got {weight}: or leave it out")
         self.quantity = quantity
         self.weight = weight
         self.error = SquaredError() if error is None else error
@@ -196,11 +196,10 @@ class WeightedLoss(nn.Module):
             if rows.any():
                 graphs = rows.nonzero()[:, 0] if rows.shape[0] == int(graph[-1]) + 1 else graph[rows].unique()
                 label = _label(batch, name)
-                culprit = "prediction" if bool(label.isfinite().all()) else "label"
-                return (
-                    f"the {culprit} of {name} is not finite for {_names(batch, graphs.tolist())}: "
-                    + ("lower the learning rate or clip gradients" if culprit == "prediction" else "repair or drop the sample")
-                )
+                where = f"of {name} is not finite for {_names(batch, graphs.tolist())}"
+                if bool(label.isfinite().all()):
+                    return f"the prediction {where}: lower the learning rate, or clip gradients"
+                return f"the label {where}: repair the sample, or leave it out"
         return "the loss is not finite although every residual is: its square overflows, so check the labels' units"
 
 
@@ -242,7 +241,8 @@ def _graph_of_atom(batch: Data) -> Int[Tensor, " N"]:
 def _label(batch: Data, quantity: str) -> Tensor:
     label: Tensor | None = batch.get(quantity)
     if label is None:
-        raise ValueError(f"{quantity} is in the loss, but the data carry no such label: only {', '.join(map(str, batch.keys()))}")
+        known = ", ".join(map(str, batch.keys()))
+        raise ValueError(f"{quantity} is in the loss, but the data carry no such label: only {known}")
     return label
 
 

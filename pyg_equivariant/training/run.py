@@ -1,9 +1,7 @@
 """``fit``, ``validate``, ``test`` and Lightning's ``predict``: LightningCLI, and where a run keeps its files."""
 
 import datetime
-import logging
 import os
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,22 +11,30 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 import pyg_equivariant.heads
 import pyg_equivariant.models  # noqa: F401  (its classes can be called by their short names)
 from pyg_equivariant.data import MolecularDataModule
-from pyg_equivariant.training.callbacks import BestModel, History, TestTable
+from pyg_equivariant.training.callbacks import BestModel, History, SaveWhenStopped, TestTable
+from pyg_equivariant.training.refusal import Refused, innermost, sentence
 from pyg_equivariant.training.task import Task
 
 __all__ = ["main"]
 
 
+_EVERY = datetime.timedelta(minutes=10)
+
+
 class Parser(LightningArgumentParser):
-    """A parser whose refusal is one sentence."""
+    """A parser that raises where others print their usage and exit, and that does not guess abbreviations."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs, allow_abbrev=False)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raises instead of printing the usage."""
-        raise ValueError(f"{message} (sentence)") from None
+        """Raises the refusal."""
+        raise Refused(message)
 
 
 class SaveConfig(SaveConfigCallback):
@@ -70,7 +76,8 @@ class CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the run's folder, and the link from the model's cutoff to the data's."""
-        parser.add_argument("--run_dir", type=str | None, default=None, help="Folder of the run; runs/<recipe>/<time> if not given.")
+        folder = "Folder of the run; runs/<recipe>/<time> if not given."
+        parser.add_argument("--run_dir", type=str | None, default=None, help=folder)
         parser.link_arguments("model", "data.init_args.cutoff", compute_fn=_cutoff, apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
@@ -89,8 +96,12 @@ class CLI(LightningCLI):
             History(run),
             BestModel(run),
             TestTable(run),
+            SaveWhenStopped(run),
             ModelCheckpoint(
                 run / "checkpoints", "best", monitor="val/loss", save_last=True, enable_version_counter=False
+            ),
+            ModelCheckpoint(  # an epoch may take hours
+                run / "checkpoints", "last", train_time_interval=_EVERY, enable_version_counter=False
             ),
         ]
         trainer = self._get(self.config_init, "trainer")
@@ -100,7 +111,7 @@ class CLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Tests the best model."""
-        if self.trainer.fast_dev_run or self.trainer.limit_test_batches == 0:
+        if self.config["fit"]["trainer"]["fast_dev_run"] or len(self.datamodule.test_set) == 0:
             return
         self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path="best", verbose=False)
 
@@ -115,13 +126,30 @@ def main(argv: Sequence[str]) -> int:
         ValueError: if an option is refused.
     """
     with warnings.catch_warnings():
+        for noise in _NOISE:
+            warnings.filterwarnings("ignore", noise)
         try:
             CLI(list(argv))
+        except Refused as refusal:
+            raise ValueError(sentence(str(refusal))) from None
+        except ValueError as error:
+            raise innermost(error) from None
         except SystemExit as end:
             if isinstance(end.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from None
-            return int(end.code or 0)
+            return 143 if isinstance(end, SIGTERMException) else int(end.code or 0)
     return 0
+
+
+# said by Lightning to programmers, of no use to someone at the command line
+_NOISE = (
+    "LightningCLI's args parameter",
+    "The number of training batches .* is smaller than the logging interval",
+    ".*does not have many workers which may be a bottleneck",
+    "Checkpoint directory .* exists and is not empty",
+    "You're resuming from a checkpoint that ended before the epoch ended",  # the sampler of our data modules resumes
+    r".*isinstance\(treespec, LeafSpec\)",
+)
 
 
 def _cutoff(task: Task) -> float:
@@ -140,12 +168,12 @@ def _locate(verb: str, recipe: str, run_dir: str | None, ckpt_path: str | None) 
     if wanted not in ("last", "best"):
         folder = folder or _new_folder(recipe)
         if verb == "fit" and wanted is None and (folder / "config.yaml").exists() and _is_first_process():
-            raise ValueError(f"{folder} holds a run already: continue it with --ckpt_path last, or choose another --run_dir")
+            raise ValueError(f"{folder} holds a run already: continue with --ckpt_path last, or use another --run_dir")
         return folder, wanted
     if folder is None:
         runs = sorted(Path("runs", recipe).glob(f"*/checkpoints/{wanted}.ckpt"), key=lambda path: path.stat().st_mtime)
         if not runs:
-            raise FileNotFoundError(f"no run in {Path('runs', recipe)} has a {wanted}.ckpt: name the run with --run_dir")
+            raise FileNotFoundError(f"no run in runs/{recipe} has a {wanted}.ckpt: name the run with --run_dir")
         folder = runs[-1].parents[1]
     path = folder / "checkpoints" / f"{wanted}.ckpt"
     if not path.is_file():
@@ -162,7 +190,7 @@ def _new_folder(recipe: str) -> Path:
     if not _is_first_process() and (chosen := os.environ.get("PYG_EQUIVARIANT_RUN_DIR")):
         return Path(chosen)
     if "LOCAL_RANK" in os.environ and "TORCHELASTIC_RUN_ID" in os.environ:
-        raise ValueError("several processes were started from outside: tell all of them the folder of the run with --run_dir")
+        raise ValueError("several processes were started from outside: tell all of them one folder with --run_dir")
     folder = Path("runs", recipe, datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
     os.environ["PYG_EQUIVARIANT_RUN_DIR"] = str(folder)
     return folder

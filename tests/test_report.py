@@ -319,7 +319,7 @@ def test_history_of_lightnings_metrics(tmp_path: Path) -> None:
     assert math.isnan(forces.curves[0].y[1])
     assert rate.curves[0].y.tolist() == [0.1]
     page = render(Report("t", history=[loss, forces, rate]))
-    assert "Validation MAE: 1 values are not finite and not drawn." in page
+    assert "Validation MAE: 1 value is not finite and not drawn." in page
 
 
 def test_history_names_what_is_wrong(tmp_path: Path) -> None:

@@ -372,7 +372,7 @@ def scatter_chart(
     low, high = _limits([array for cloud in clouds for array in (cloud.x, cloud.y)], pad=0.04)
     ticks = linear_ticks(low, high)
     left, right = _left_margin(ticks), size - 14
-    legend, top = _legend([(cloud.name, cloud.color, "dot") for cloud in clouds], left, right)
+    legend, top = _legend([(c.name, c.color, "dot") for c in sorted(clouds, key=lambda c: c.color)], left, right)
     base = top + (right - left)
     across, up = _Axis(low, high, left, right), _Axis(low, high, base, top)
     body = [legend, _grid_y(up, left, right, ticks), _ticks_x(across, base, _thin_ticks(ticks, right - left), top)]

@@ -33,7 +33,7 @@ __all__ = ["render", "write_report"]
 MAX_FRAMES = 200
 MAX_POINTS = 3000
 _MAX_ATOM_FRAMES = 40_000  # about 1 MB of coordinates
-_MAX_BARS = 24
+_MAX_BARS = 18
 _SPREAD = "standard deviation of the labels"
 
 
@@ -178,9 +178,9 @@ def _learning(chart: LearningCurve) -> str:
         series.append(Series(name, x, y, i, dashed=curve.name.startswith("train") and len(chart.curves) > 1))
         finite = np.isfinite(y)
         if not finite.all():
-            notes.append(f"{curve.name}: {int((~finite).sum())} values are not finite and not drawn")
+            notes.append(f"{curve.name}: {_values(int((~finite).sum()))} not finite and not drawn")
         if chart.log and (y[finite] <= 0).any():
-            notes.append(f"{curve.name}: {int((y[finite] <= 0).sum())} values are not positive and not drawn")
+            notes.append(f"{curve.name}: {_values(int((y[finite] <= 0).sum()))} not positive and not drawn")
         if curve.name.startswith("val") and finite.any():
             best = int(np.nanargmin(np.where(finite, y, np.inf)))
             lowest, last = _with_unit(y[best], chart.unit), _with_unit(y[finite][-1], chart.unit)
@@ -195,6 +195,10 @@ def _learning(chart: LearningCurve) -> str:
         log=chart.log,
     )
     return _figure(chart.title, drawing, _sentences(notes))
+
+
+def _values(count: int) -> str:
+    return "1 value is" if count == 1 else f"{format_count(count)} values are"
 
 
 def _short(x: float) -> str:

@@ -24,7 +24,8 @@
   viewer.addModelsAsFrames(get("xyz").textContent, "xyz");
   var clock = JSON.parse(get("clock").textContent);
   var count = clock.length, current = 0, timer = null;
-  if (viewer.getModel().getCrystData()) {
+  var periodic = Boolean(viewer.getModel().getCrystData());
+  if (periodic) {
     viewer.addUnitCell(viewer.getModel(), { box: { color: "#7a8699" } });
   }
 
@@ -75,7 +76,7 @@
 
   dress();
   viewer.zoomTo();
-  viewer.zoom(1.3);
+  viewer.zoom(periodic ? 0.9 : 1.3);
   viewer.rotate(20, "x");
   viewer.rotate(-25, "y");
   var home = viewer.getView();

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Optional
 
 import torch
 from jaxtyping import Float, Int
@@ -92,9 +93,10 @@ class NequIPConv(Conv):
         """
         x = x[:, : self.paths.parity_in]
         weight = self.filter(edge_rbf).view(len(edge_rbf), self.paths.num_paths, x.shape[3])
+        sent = self.linear_in(x).transpose(1, 2).contiguous()
         size = (x.shape[0], x.shape[0])
-        message = self.propagate(edge_index, x=self.linear_in(x), edge_sh=edge_sh, weight=weight, size=size)
-        y, gates = self.linear_out(message * self.avg_num_neighbors.rsqrt())
+        received = self.propagate(edge_index, x=sent, edge_sh=edge_sh, weight=weight, size=size)
+        y, gates = self.linear_out([m * self.avg_num_neighbors.rsqrt() for m in received])
         kept = x[:, : self.parity_kept, : num_components(self.lmax_kept)]
         known = self.self_connection(kept, z)
         y = y + functional.pad(known, (0, 0, 0, y.shape[2] - known.shape[2], 0, y.shape[1] - known.shape[1]))
@@ -104,11 +106,21 @@ class NequIPConv(Conv):
         return updated
 
     def message(
-        self, x_j: Float[Tensor, "E P M C"], edge_sh: Float[Tensor, "E M2"], weight: Float[Tensor, "E W C"]
-    ) -> Float[Tensor, "E P K C"]:
-        """All paths of the filtered tensor product."""
-        products: Tensor = self.product(x_j, edge_sh, weight)
+        self, x_j: Float[Tensor, "E M P C"], edge_sh: Float[Tensor, "E M2"], weight: Float[Tensor, "E W C"]
+    ) -> list[Float[Tensor, "E M3 paths P C"]]:
+        """All paths of the filtered tensor product, one tensor a degree."""
+        products: list[Tensor] = self.product(x_j, edge_sh, weight)
         return products
+
+    def aggregate(  # type: ignore[override]  # one tensor a degree, not one in all
+        self,
+        inputs: list[Tensor],
+        index: Tensor,
+        ptr: Optional[Tensor] = None,  # noqa: UP045  (see Conv)
+        dim_size: Optional[int] = None,  # noqa: UP045
+    ) -> list[Tensor]:
+        """Sums of each degree's messages."""
+        return [super(NequIPConv, self).aggregate(part, index, ptr, dim_size) for part in inputs]
 
 
 def _preserve_variance(mlp: MLP) -> None:

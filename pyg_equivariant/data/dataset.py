@@ -267,7 +267,7 @@ class FlatDataset(Dataset[Data]):
                 known = ", ".join(sorted(self.fields))
                 raise ValueError(f"no {name} has the field {field!r}, which was asked for: there are {known}")
             value = self.column(field)
-            if not value.is_floating_point():
+            if not value.is_floating_point() or len(value) == 0:
                 continue
             bad = ~value.reshape(len(value), -1).isfinite().all(1)
             if bad.any():

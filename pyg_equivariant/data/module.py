@@ -304,7 +304,7 @@ class FilesDataModule(MolecularDataModule):
                 fraction = float(source or 0.0)
                 if not 0 <= fraction < 1:
                     raise ValueError(f"{part} must be a file or a fraction below 1, got {source}")
-                number = round(fraction * len(everything))
+                number = max(round(fraction * len(everything)), int(fraction > 0))
                 parts[part], rest = everything[rest[:number]], rest[number:]
         if len(rest) == 0:
             raise ValueError(f"{len(everything)} frames are too few to keep some for validation and test")

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 
-from pyg_equivariant.data import md17
-from pyg_equivariant.data import FilesDataset, to_ase
+from pyg_equivariant.data import FilesDataset, md17, to_ase
 
 FOLDER = Path(__file__).parents[1] / "datasets"
 ETHANOL = FOLDER / "ethanol_gfn2.npz"

@@ -107,7 +107,7 @@ class NequIPConv(Conv):
 
     def message(
         self, x_j: Float[Tensor, "E M P C"], edge_sh: Float[Tensor, "E M2"], weight: Float[Tensor, "E W C"]
-    ) -> list[Float[Tensor, "E M3 paths P C"]]:
+    ) -> list[Float[Tensor, "E _ _ P C"]]:
         """All paths of the filtered tensor product, one tensor a degree."""
         products: list[Tensor] = self.product(x_j, edge_sh, weight)
         return products
@@ -152,6 +152,8 @@ class NequIP(Representation):
             and time. All if not given.
         avg_num_neighbors: Mean number of edges an atom receives.
     """
+
+    paper = "Batzner et al. 2022, arXiv:2101.03164"
 
     def __init__(
         self,

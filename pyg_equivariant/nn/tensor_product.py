@@ -161,8 +161,8 @@ class TensorProduct(ExactConstants):
         x: Float[Tensor, "E M1 P C"],
         edge_sh: Float[Tensor, "E M2"],
         weight: Float[Tensor, "E W C"],
-    ) -> list[Float[Tensor, "E M3 paths P C"]]:
-        """Products of every path, one tensor a degree ``l3``.
+    ) -> list[Float[Tensor, "E _ _ P C"]]:
+        """Products of every path, one tensor ``[E, 2 l3 + 1, paths, P, C]`` a degree l3.
 
         Args:
             x: Features of the edges' sources, slots next to channels.
@@ -207,9 +207,13 @@ class PathLinear(nn.Module):
                     self.weights.append(nn.Parameter(torch.randn(fan_in, width) / math.sqrt(fan_in)))
 
     def forward(
-        self, x: list[Float[Tensor, "N M3 paths P C"]]
+        self, x: list[Float[Tensor, "N _ _ P C"]]
     ) -> tuple[Float[Tensor, "N Q M D"], Float[Tensor, "N S"]]:
-        """Mixed features, and the further scalars."""
+        """Mixed features, and the further scalars.
+
+        Args:
+            x: One tensor ``[N, 2 l3 + 1, paths, P, C]`` a degree l3.
+        """
         num_atoms = x[0].shape[0]
         outcome: list[Tensor] = []
         weights = iter(self.weights)

@@ -43,4 +43,4 @@ class MLP(nn.Sequential):
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[..., sizes[0]] → [..., sizes[-1]]``."""
-        return torch.nn.Module.__call__(self, x)  # type: ignore[no-any-return]
+        return torch.nn.Module.__call__(self, x)

@@ -15,7 +15,7 @@ __all__ = ["neighbor_list"]
 
 # Where benchmarks/neighbors.py finds the cell list of vesin to win over the table of all pairs. A GPU has no
 # such crossing within its memory: there the limit is the size of the table itself.
-_CPU_PAIRS_PER_GRAPH = 200_000
+_CPU_PAIRS_PER_GRAPH = 100_000
 _GPU_PAIRS = 2**26
 
 
@@ -62,24 +62,23 @@ def neighbor_list(
     dtype = pos.dtype
     pos = pos.detach().double()
     batch, count = _graphs(pos, batch, cell)
-    cell, pbc = _lattice(cell, pbc, len(count), pos.device)
+    lattice = _lattice(cell, pbc, len(count), pos.device)
     if not cutoff > 0:
         raise ValueError(f"cutoff must be a positive length in Å, got {cutoff}")
     if not bool(pos.isfinite().all()):
         atom = int((~pos.isfinite().all(1)).nonzero()[0])
         raise ValueError(f"the position of atom {atom} is NaN or infinite: its neighbours cannot be found")
     if len(pos) == 0:
-        return batch.new_zeros(2, 0), None if cell is None else pos.new_zeros(0, 3).to(dtype)
+        return batch.new_zeros(2, 0), None if lattice is None else pos.new_zeros(0, 3).to(dtype)
 
-    if cell is not None and math.isinf(cutoff):
+    if lattice is not None and math.isinf(cutoff):
         raise ValueError("a periodic system has no end: give a finite cutoff")
-    repeats = count.new_zeros(len(count), 3) if cell is None or pbc is None else _repeats(cell, pbc, cutoff)
-    width = count.max() if cell is None else (count * (2 * repeats + 1).prod(1)).max()
-    pairs = len(count) * int(count.max() * width)
+    width = count if lattice is None else count * (2 * lattice.repeats(cutoff) + 1).prod(1)
+    pairs = len(count) * int(count.max() * width.max())
     if math.isfinite(cutoff) and pairs > (_GPU_PAIRS if pos.is_cuda else _CPU_PAIRS_PER_GRAPH * len(count)):
-        edge_index, shift = _from_cell_lists(pos, cutoff, cell, pbc, count)
+        edge_index, shift = _from_cell_lists(pos, cutoff, lattice, count)
     else:
-        edge_index, shift = _from_all_pairs(pos, cutoff, cell, batch, count, repeats)
+        edge_index, shift = _from_all_pairs(pos, cutoff, lattice, batch, count)
     return edge_index, shift.to(dtype) if shift is not None else None
 
 
@@ -96,34 +95,38 @@ def _graphs(pos: Tensor, batch: Tensor | None, cell: Tensor | None) -> tuple[Ten
     return batch, count
 
 
-def _lattice(
-    cell: Tensor | None, pbc: Tensor | None, graphs: int, device: torch.device
-) -> tuple[Tensor | None, Tensor | None]:
-    """Cells ``[B, 3, 3]`` with zeros along directions that are not periodic, or ``None`` if none is."""
+class _Lattice(NamedTuple):
+    """Periodic directions of each graph."""
+
+    cell: Float[Tensor, "B 3 3"]  # vectors as rows, 0 along directions that are not periodic
+    inverse: Float[Tensor, "B 3 3"]  # pseudo-inverse: pos @ inverse are the multiples of the vectors, 0 where none is
+
+    def repeats(self, cutoff: float) -> Int[Tensor, "B 3"]:
+        """Images that may matter on each side, when all atoms are wrapped into the cell."""
+        inverse_height: Tensor = torch.linalg.vector_norm(self.inverse, dim=1)  # of the layers of cells
+        return (cutoff * inverse_height + 1e-6).ceil().long() * (inverse_height > 0)
+
+
+def _lattice(cell: Tensor | None, pbc: Tensor | None, graphs: int, device: torch.device) -> _Lattice | None:
     if pbc is None and cell is not None and bool(cell.any()):
         raise ValueError("a cell was given without pbc: say which directions are periodic, or leave the cell out")
     if pbc is None or not bool(pbc.any()):
-        return None, None
+        return None
     if cell is None:
         raise ValueError("pbc was given without a cell: give the cell vectors in Å")
     pbc = pbc.to(device).expand(graphs, 3)
     cell = cell.detach().to(device, torch.float64).expand(graphs, 3, 3) * pbc[..., None]
     if not bool(cell.isfinite().all()):
         raise ValueError("a cell vector is NaN or infinite")
-    bad = torch.linalg.matrix_rank(cell, rtol=1e-6) < pbc.sum(1)
-    if bool(bad.any()):
-        graph = int(bad.nonzero()[0])
+    inverse: Tensor = torch.linalg.pinv(cell, rtol=1e-6) * pbc[:, None]  # exact zeros
+    rank = (cell * inverse.mT).sum((1, 2)).round()  # the trace of the projector on the vectors' span
+    if bool((rank < pbc.sum(1)).any()):
+        graph = int((rank < pbc.sum(1)).nonzero()[0])
         raise ValueError(
             f"graph {graph} is periodic along {pbc[graph].nonzero().flatten().tolist()}, "
             "but its cell vectors there are zero or linearly dependent"
         )
-    return cell, pbc
-
-
-def _repeats(cell: Tensor, pbc: Tensor, cutoff: float) -> Tensor:
-    """Images needed on each side of a cell ``[B, 3]`` when positions are wrapped into it."""
-    inverse_height: Tensor = torch.linalg.vector_norm(torch.linalg.pinv(cell), dim=1)  # of the layers of cells
-    return (cutoff * inverse_height + 1e-6).ceil().long() * pbc
+    return _Lattice(cell, inverse)
 
 
 class _Rows(NamedTuple):
@@ -145,19 +148,19 @@ def _rows(x: Float[Tensor, "P 3"], graph: Int[Tensor, " P"], count: Int[Tensor, 
 
 
 def _from_all_pairs(
-    pos: Tensor, cutoff: float, cell: Tensor | None, batch: Tensor, count: Tensor, repeats: Tensor
+    pos: Tensor, cutoff: float, lattice: _Lattice | None, batch: Tensor, count: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """One table of targets × sources for all graphs."""
-    if cell is None:
+    if lattice is None:
         targets = sources = _rows(pos, batch, count)
     else:
-        wrap = torch.einsum("ni,nij->nj", pos, torch.linalg.pinv(cell)[batch]).floor() * (repeats > 0)[batch]
-        pos = pos - torch.einsum("ni,nij->nj", wrap, cell[batch])
-        image, owner = _images(repeats)
+        wrap = torch.einsum("ni,nij->nj", pos, lattice.inverse[batch]).floor()
+        pos = pos - torch.einsum("ni,nij->nj", wrap, lattice.cell[batch])
+        image, owner = _images(lattice.repeats(cutoff))
         copy = torch.repeat_interleave(count[owner])  # the image that each copy of an atom belongs to
         first = count.cumsum(0) - count
         atom = first[owner][copy] + _within(count[owner])
-        x = pos[atom] + torch.einsum("ni,nij->nj", image.double(), cell[owner])[copy]
+        x = pos[atom] + torch.einsum("ni,nij->nj", image.double(), lattice.cell[owner])[copy]
         targets, sources = _rows(pos, batch, count), _rows(x, owner[copy], count * torch.bincount(owner))
 
     distance = torch.zeros((), dtype=pos.dtype, device=pos.device)  # squared
@@ -169,7 +172,7 @@ def _from_all_pairs(
     row = torch.div(near, width, rounding_mode="floor")
     i = targets.point[row]
     j = sources.point[near + (torch.div(row, height, rounding_mode="floor") - row) * width]
-    if cell is None:
+    if lattice is None:
         return torch.stack((j, i)), None
     shift = image[copy[j]] - wrap[atom[j]] + wrap[i]
     return torch.stack((atom[j], i)), shift
@@ -191,17 +194,17 @@ def _within(count: Int[Tensor, " I"]) -> Int[Tensor, " P"]:
 
 
 def _from_cell_lists(
-    pos: Tensor, cutoff: float, cell: Tensor | None, pbc: Tensor | None, count: Tensor
+    pos: Tensor, cutoff: float, lattice: _Lattice | None, count: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     search = NeighborList(cutoff=cutoff, full_list=True, sorted=True, n_threads=torch.get_num_threads())
     points = pos.cpu().numpy()
-    boxes = np.zeros((len(count), 3, 3)) if cell is None else cell.cpu().numpy()
-    periodic = np.zeros((len(count), 3), dtype=bool) if pbc is None else pbc.cpu().numpy()
+    cells = np.zeros((len(count), 3, 3)) if lattice is None else lattice.cell.cpu().numpy()
     edges, shifts, start = [], [], 0
-    for n, box, directions in zip(count.tolist(), boxes, periodic, strict=True):
-        pair, shift = search.compute(points[start : start + n], complete_cell(box), directions, "PS")
+    for n, cell in zip(count.tolist(), cells, strict=True):
+        periodic = cell.any(axis=1)
+        pair, shift = search.compute(points[start : start + n], complete_cell(cell), periodic, "PS")
         edges.append(pair[:, ::-1].astype(np.int64) + start)
         shifts.append(shift)
         start += n
     edge_index = torch.from_numpy(np.concatenate(edges).T.copy()).to(pos.device)
-    return edge_index, None if cell is None else torch.from_numpy(np.concatenate(shifts)).to(pos.device)
+    return edge_index, None if lattice is None else torch.from_numpy(np.concatenate(shifts)).to(pos.device)

@@ -171,7 +171,7 @@ def test_large_systems_switch_to_cell_lists(path, monkeypatch):
     if path == "vesin":
         pytest.skip("the switch is tested once")
     monkeypatch.undo()
-    monkeypatch.setattr(neighbors, "_CPU_PAIRS_PER_GRAPH", 200_000)
+    monkeypatch.setattr(neighbors, "_CPU_PAIRS_PER_GRAPH", 100_000)
     monkeypatch.setattr(neighbors, "_from_all_pairs", lambda *_: pytest.fail("a table of all pairs for 3000 atoms"))
     edge_index, _ = neighbor_list(torch.rand(3000, 3) * 30, 3.0)
     assert edge_index.shape[1] > 1000

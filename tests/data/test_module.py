@@ -1,5 +1,7 @@
 import logging
 import os
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -384,3 +386,19 @@ def test_periodic_water():
     vec = vec + torch.einsum("ei,eij->ej", batch.shift, batch.cell[batch.batch[batch.edge_index[1]]])
     assert vec.norm(dim=1).max() < 4.0
     assert batch.num_edges / batch.num_nodes == pytest.approx(data.statistics.avg_num_neighbors, rel=0.1)
+
+
+@pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec")
+def test_lightning_predicts_in_order():
+    class Echo(Recorder):
+        def predict_step(self, batch, batch_idx):
+            return batch.energy
+
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    predictions = trainer.predict(Echo(), datamodule=Numbers(batch_size=2))
+    assert [part.tolist() for part in predictions] == [[28, 29], [30]]
+
+
+def test_lightning_is_imported_only_when_needed():
+    code = "import sys, pyg_equivariant.data as d; assert 'pytorch_lightning' not in sys.modules; d.QM9DataModule"
+    subprocess.run([sys.executable, "-c", code], check=True)

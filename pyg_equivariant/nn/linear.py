@@ -91,9 +91,7 @@ class ElementLinear(nn.Module):
         return _mix(spread.flatten(3), self.weight.flatten(2, 3), self.degrees)
 
 
-def _mix(
-    x: Float[Tensor, "N P M C"], weight: Float[Tensor, "P L C D"], degrees: list[int]
-) -> Float[Tensor, "N P M D"]:
+def _mix(x: Float[Tensor, "N P M C"], weight: Float[Tensor, "P L C D"], degrees: list[int]) -> Float[Tensor, "N P M D"]:
     if len(degrees) == 1 and x.shape[1] == 1:
         return x @ weight
     full = weight[:, degrees].flatten(0, 1)  # one matrix a component, so that all are one batched product

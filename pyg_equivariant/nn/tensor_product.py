@@ -206,9 +206,7 @@ class PathLinear(nn.Module):
                 if fan_in:
                     self.weights.append(nn.Parameter(torch.randn(fan_in, width) / math.sqrt(fan_in)))
 
-    def forward(
-        self, x: list[Float[Tensor, "N _ _ P C"]]
-    ) -> tuple[Float[Tensor, "N Q M D"], Float[Tensor, "N S"]]:
+    def forward(self, x: list[Float[Tensor, "N _ _ P C"]]) -> tuple[Float[Tensor, "N Q M D"], Float[Tensor, "N S"]]:
         """Mixed features, and the further scalars.
 
         Args:

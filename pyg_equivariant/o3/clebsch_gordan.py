@@ -20,8 +20,10 @@ def coupling(l1: int, l2: int, l3: int, dtype: torch.dtype = torch.float64) -> F
         ValueError: if the degrees violate the triangle inequality.
 
     Example:
-        >>> coupling(1, 1, 0).flatten()[:4] * 3**0.5
-        tensor([1., 0., 0., 0.], dtype=torch.float64)
+        >>> coupling(0, 1, 1)[0]
+        tensor([[1., 0., 0.],
+                [0., 1., 0.],
+                [0., 0., 1.]], dtype=torch.float64)
     """
     return _coupling(l1, l2, l3).to(dtype, copy=True)
 

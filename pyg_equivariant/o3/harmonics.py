@@ -9,7 +9,7 @@ from torch import Tensor
 __all__ = ["spherical_harmonics"]
 
 
-def _unit_vectors(vec: Float[Tensor, "*E 3"]) -> Float[Tensor, "*E 3"]:
+def _unit_vectors(vec: Float[Tensor, "... 3"]) -> Float[Tensor, "... 3"]:
     """``vec / |vec|``; a vector shorter than 1e-9 counts as zero and keeps direction zero.
 
     No bare norm is differentiated, so that the first and second derivatives are finite everywhere.
@@ -20,7 +20,7 @@ def _unit_vectors(vec: Float[Tensor, "*E 3"]) -> Float[Tensor, "*E 3"]:
     return vec * inverse
 
 
-def spherical_harmonics(vec: Float[Tensor, "*E 3"], lmax: int) -> Float[Tensor, "*E M"]:
+def spherical_harmonics(vec: Float[Tensor, "... 3"], lmax: int) -> Float[Tensor, "... M"]:
     r"""Harmonics of the directions of ``vec``, all degrees up to ``lmax``.
 
     Degree 1 is :math:`\sqrt 3 (x, y, z)`; in each degree the mean square of a component over the sphere is

@@ -98,5 +98,6 @@ def from_irreps(flat: Float[Tensor, "N PMC"], channels: int, lmax: int, parity: 
     if flat.shape[1] != width:
         raise ValueError(f"{irreps(channels, lmax, parity)} has {width} numbers an atom, got {flat.shape[1]}")
     sizes = [(2 * degree + 1) * channels for _ in range(parity) for degree in range(lmax + 1)]
-    blocks = [block.view(len(flat), channels, -1).transpose(1, 2) for block in torch.split(flat, sizes, dim=1)]
-    return torch.cat(blocks, dim=1).view(len(flat), parity, -1, channels)
+    blocks = [block.view(len(flat), channels, block.shape[1] // channels) for block in torch.split(flat, sizes, dim=1)]
+    joined = torch.cat([block.transpose(1, 2) for block in blocks], dim=1)
+    return joined.view(len(flat), parity, num_components(lmax), channels)

@@ -10,7 +10,7 @@ from pyg_equivariant.o3.layout import degree_slices, lmax_of, num_components
 __all__ = ["random_rotation", "rotate", "wigner"]
 
 
-def wigner(rotation: Float[Tensor, "*B 3 3"], lmax: int) -> Float[Tensor, "*B M M"]:
+def wigner(rotation: Float[Tensor, "... 3 3"], lmax: int) -> Float[Tensor, "... M M"]:
     r"""Block-diagonal D(R) of all degrees up to ``lmax``: ``Y(R v) = D(R) Y(v)``.
 
     Degree 1 is R itself; the coupling of l and 1 to l + 1 lifts it,

@@ -63,7 +63,7 @@ class Head(Configurable, ABC):
         Args:
             scale: Standard deviation of the labels; of extensive ones, of what is left of them without their
                 references, per atom.
-            mean: Mean of the labels; unused where a quantity has a natural zero.
+            mean: Mean of the same; unused where a quantity has a natural zero.
             references: Value of each atomic number, for extensive quantities.
         """
         self.scale.fill_(scale)
@@ -75,7 +75,7 @@ class Head(Configurable, ABC):
 
 
 class ExtensiveHead(Head):
-    """Sum over the atoms: ``y = Σᵢ scale · MLP(xᵢ) + e0[zᵢ]``, in float64 ``[B]``.
+    """Sum over the atoms: ``y = Σᵢ scale · MLP(xᵢ) + mean + e0[zᵢ]``, in float64 ``[B]``.
 
     Args:
         channels: C of the representation.
@@ -95,8 +95,7 @@ class ExtensiveHead(Head):
 
     def atomic(self, x: Float[Tensor, "N P M C"]) -> Float[Tensor, " N"]:
         """What each atom contributes besides its reference."""
-        contribution: Tensor = self.mlp(x[:, 0, 0]).squeeze(-1) * self.scale
-        return contribution
+        return self.mlp(x[:, 0, 0]).squeeze(-1) * self.scale + self.mean
 
     def total(self, atomic: Float[Tensor, " N"], graph: Graph) -> Float[Tensor, " B"]:
         """Contributions and references of the atoms of each graph, summed in float64."""

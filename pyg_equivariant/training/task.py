@@ -352,7 +352,7 @@ class ForceFieldTask(Task):
         """See :meth:`Task.standardize`."""
         statistics = data.statistics
         assert isinstance(self.model, Potential)
-        self.model.head.standardize(statistics.scale, 0.0, statistics.references)
+        self.model.head.standardize(statistics.scale, statistics.mean, statistics.references)
         self.loss.standardize(statistics.scale)
 
     def residuals(self, prediction: Prediction, batch: Data) -> dict[str, tuple[Tensor, Tensor]]:

@@ -1,6 +1,7 @@
 """``fit``, ``validate``, ``test`` and Lightning's ``predict``: LightningCLI, and where a run keeps its files."""
 
 import datetime
+import inspect
 import os
 import warnings
 from collections.abc import Sequence
@@ -81,9 +82,16 @@ class CLI(LightningCLI):
         parser.link_arguments("model", "data.init_args.cutoff", compute_fn=_cutoff, apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
-        """Settles the folder and the checkpoint."""
+        """Settles the folder and the checkpoint.
+
+        Raises:
+            ValueError: if the options contradict each other.
+        """
         assert self.subcommand is not None
         config = self.config[self.subcommand]
+        default = inspect.signature(MolecularDataModule).parameters["cutoff"].default
+        if config["data"]["init_args"].get("cutoff", default) != default:  # it would be overridden without a word
+            raise ValueError("data.cutoff is always that of the model: set --model.representation.cutoff instead")
         recipe = Path(str(config["config"][0])).stem if config.get("config") else "run"
         run_dir, ckpt_path = _locate(self.subcommand, recipe, config["run_dir"], config["ckpt_path"])
         self.run_dir = run_dir
@@ -113,7 +121,8 @@ class CLI(LightningCLI):
         """Tests the best model."""
         if self.config["fit"]["trainer"]["fast_dev_run"] or len(self.datamodule.test_set) == 0:
             return
-        self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path="best", verbose=False)
+        best = str(self.run_dir / "checkpoints" / "best.ckpt")
+        self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -126,6 +135,7 @@ def main(argv: Sequence[str]) -> int:
         ValueError: if an option is refused.
     """
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
         for noise in _NOISE:
             warnings.filterwarnings("ignore", noise)
         try:

@@ -21,7 +21,7 @@ Indices = slice | Sequence[int] | range | np.ndarray | Tensor
 _FORMAT = "pyg_equivariant.FlatDataset 1"
 
 
-class GraphBatch(Batch):  # type: ignore[misc]
+class GraphBatch(Batch):
     """A PyG ``Batch`` that iterates over its graphs.
 
     PyG's ``DataLoader`` expects what a dataset returns to be a sequence of samples; with this it accepts a

@@ -12,7 +12,7 @@ from pyg_equivariant.data.neighbors import neighbor_list
 __all__ = ["FullyConnected", "RadiusGraph"]
 
 
-class RadiusGraph(BaseTransform):  # type: ignore[misc]
+class RadiusGraph(BaseTransform):
     """Edges between all atoms closer than ``cutoff``, periodic images included.
 
     Writes ``edge_index`` (row 0 the source j, row 1 the target i, sorted by target) and, where the graph is

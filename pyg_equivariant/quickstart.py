@@ -22,6 +22,7 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from ase import Atoms
+from ase.md.velocitydistribution import force_temperature
 from ase.md.verlet import VelocityVerlet
 from ase.units import fs
 from pytorch_lightning.callbacks import TQDMProgressBar
@@ -109,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", type=Path, default=Path("quickstart"), help="folder (default: quickstart)")
     parser.add_argument("--frames", type=int, default=1200, help="reference frames in all (default: 1200)")
-    parser.add_argument("--epochs", type=int, default=30, help="of training (default: 30)")
+    parser.add_argument("--epochs", type=int, default=25, help="of training (default: 25)")
     parser.add_argument("--ps", type=float, default=2.0, help="picoseconds of dynamics (default: 2)")
     parser.add_argument("--seed", type=int, default=1, help="of everything (default: 1)")
     return parser
@@ -238,7 +239,8 @@ def _simulate(start: Atoms, ps: float, seed: int, out: Path) -> list[str]:
         misses.append(f"the relaxation did not converge in {steps} steps")
     ase.io.write(out / "relaxed.extxyz", atoms)
 
-    thermalize(atoms, 600.0, np.random.default_rng(seed))  # half of it becomes potential energy: about 300 K
+    thermalize(atoms, 600.0, np.random.default_rng(seed))
+    force_temperature(atoms, 600.0)  # half of it becomes potential energy: about 300 K are left
     dynamics = VelocityVerlet(atoms, 0.5 * fs)
     trace = simulate(
         atoms, dynamics, round(1000 * ps / 0.5), trajectory=out / "trajectory.extxyz", table=out / "dynamics.csv"

@@ -138,8 +138,8 @@ class TensorProduct(ExactConstants):
     with component-normalised couplings C. The outcome is not summed over paths: :class:`PathLinear` mixes them.
 
     For each l3 the harmonics and the couplings are first contracted to one small matrix an edge. The rest is a
-    batched matrix product, whatever lmax is: the graph stays small, and without a compiler this is 2 to 6
-    times faster than products of components or an einsum a path.
+    batched matrix product, whatever lmax is: the graph stays small, and without a compiler this was measured up
+    to 6 times faster than products of components or an einsum a path (E = 3800, C = 32, lmax 2, P = 2).
 
     Args:
         paths: What couples to what.

@@ -7,7 +7,7 @@ extra: ``pip install pyg_equivariant[xtb]``.
 Example:
     >>> from ase.build import molecule
     >>> frames, failures = label([molecule("H2O")], progress=False)
-    >>> round(frames[0].get_potential_energy(), 3), failures
+    >>> round(float(frames[0].get_potential_energy()), 3), failures
     (-137.968, [])
 """
 

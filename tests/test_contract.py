@@ -1,5 +1,6 @@
 """Every architecture against the physical contract."""
 
+import jaxtyping
 import pytest
 import torch
 
@@ -24,7 +25,8 @@ def test_contract(name, promise):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_compiled(name):
+def test_compiled(name, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its checks cannot be traced
     torch._dynamo.reset()
     compiled(small(name), "inductor" if name == "PaiNN" else "aot_eager")  # code generation takes a minute each
 

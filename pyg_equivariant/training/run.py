@@ -2,6 +2,7 @@
 
 import datetime
 import inspect
+import logging
 import os
 import warnings
 from collections.abc import Sequence
@@ -96,6 +97,8 @@ class CLI(LightningCLI):
         run_dir, ckpt_path = _locate(self.subcommand, recipe, config["run_dir"], config["ckpt_path"])
         self.run_dir = run_dir
         config["run_dir"], config["ckpt_path"] = str(run_dir), ckpt_path
+        if "weights_only" in config:  # no pickled code is ever loaded
+            config["weights_only"] = True
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Adds what fills the folder."""
@@ -118,11 +121,17 @@ class CLI(LightningCLI):
         return super().instantiate_trainer(default_root_dir=run, **kwargs)
 
     def after_fit(self) -> None:
-        """Tests the best model."""
+        """Tests the best model.
+
+        Raises:
+            ValueError: if there is none.
+        """
         if self.config["fit"]["trainer"]["fast_dev_run"] or len(self.datamodule.test_set) == 0:
             return
-        best = str(self.run_dir / "checkpoints" / "best.ckpt")
-        self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
+        best = self.run_dir / "checkpoints" / "best.ckpt"
+        if not best.is_file():
+            raise ValueError("training ended before its first validation, so no model is the best: train a whole epoch")
+        self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=str(best), verbose=False)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -134,6 +143,8 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ValueError: if an option is refused.
     """
+    logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    logger.addFilter(_is_no_advertisement)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         for noise in _NOISE:
@@ -148,6 +159,8 @@ def main(argv: Sequence[str]) -> int:
             if isinstance(end.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from None
             return 143 if isinstance(end, SIGTERMException) else int(end.code or 0)
+        finally:
+            logger.removeFilter(_is_no_advertisement)
     return 0
 
 
@@ -160,6 +173,10 @@ _NOISE = (
     "You're resuming from a checkpoint that ended before the epoch ended",  # the sampler of our data modules resumes
     r".*isinstance\(treespec, LeafSpec\)",
 )
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(("💡", "TPU available"))
 
 
 def _cutoff(task: Task) -> float:

@@ -3,9 +3,11 @@ from pathlib import Path
 import ase.io
 import pytest
 import torch
+
 from pyg_equivariant.data import FilesDataModule, FlatDataset, MolecularDataModule, Splits, read_file, to_ase
 
 ETHANOL = Path(__file__).parents[2] / "datasets" / "ethanol_gfn2.npz"
+
 
 @pytest.fixture(scope="session")
 def frames(tmp_path_factory: pytest.TempPathFactory) -> str:

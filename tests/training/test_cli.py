@@ -14,6 +14,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
+
 from pyg_equivariant.potential import Potential
 from pyg_equivariant.training import run as lightning
 from pyg_equivariant.training.cli import RECIPES, VERBS, main
@@ -65,7 +66,7 @@ def assert_same_run(one: str, other: str) -> None:
     first, second = weights(one), weights(other)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
-    histories = [list(csv.DictReader(Path(folder, "history.csv").open())) for folder in (one, other)]
+    histories = [list(csv.DictReader(Path(folder, "history.csv").read_text().splitlines())) for folder in (one, other)]
     for history in histories:
         for row in history:
             del row["seconds"]
@@ -100,7 +101,7 @@ def test_help_needs_nothing_heavy() -> None:
             "model.representation.chanels: option 'chanels' is not accepted, did you mean 'channels'?",
         ),
         (["fit", "--config=rmd17", "--model.representation=PaiN"], "there is no class PaiN, did you mean 'PaiNN'?"),
-        (["fit", "--config=rmd17", "--data.molecul=aspirin"], "data.molecul: option 'molecul' is not accepted, did you"),
+        (["fit", "--config=rmd17", "--data.molecul=aspirin"], "data.molecul: option 'molecul' is not accepted, did"),
         (["fit", "--config=rmd17", "--trainer.max_epoch=3"], "--trainer.max_epoch=3, did you mean 'max_epochs'?"),
         (["fit", "--config=rmd17", "--model.loss.energy=much"], "model.loss.energy: expected a float. Got value: much"),
         (["fit", "--config=rmd17", "--data.batch_size=1.5"], "data.batch_size: expected an int. Got value: 1.5"),
@@ -166,7 +167,7 @@ def test_words_that_ask_for_a_file_reach_the_verb_for_files(monkeypatch: pytest.
     ("options", "expected"),
     [
         (["--config=qm9", "--data.target=mu", "--model.representation=EGNN"], ["EGNN", "QM9DataModule", "target: mu"]),
-        (["--config=qm9", "--data.target=U0", "--model.representation=SchNet"], ["SchNet", "PropertyTask", "target: U0"]),
+        (["--config=qm9", "--data.target=U0", "--model.representation=SchNet"], ["SchNet", "PropertyTask", "U0"]),
         (["--config=rmd17", "--data.molecule=aspirin"], ["PaiNN", "ForceFieldTask", "molecule: aspirin"]),
         (
             ["--config=rmd17", "--model.representation=NequIP", "--model.representation.lmax=1"],
@@ -313,6 +314,11 @@ def test_a_default_folder_is_named_by_recipe_and_time(frames: str) -> None:
     assert fit(frames, "--run_dir=null", "--trainer.max_epochs=2", "--ckpt_path=last") == 0  # the newest run
     assert [path.name for path in Path("runs/forcefield").iterdir()] == [folder.name]
     assert len((folder / "history.csv").read_text().splitlines()) == 3
+
+
+def test_a_run_without_validation_has_no_best_model(frames: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit(frames, "--trainer.max_steps=2") == 2
+    assert "training ended before its first validation" in capsys.readouterr().err
 
 
 def test_stress_is_trained(tmp_path: Path) -> None:

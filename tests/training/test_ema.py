@@ -1,7 +1,8 @@
 import pytest
 import torch
-from pyg_equivariant.training import ExponentialMovingAverage
 from torch import nn
+
+from pyg_equivariant.training import ExponentialMovingAverage
 
 
 def model() -> nn.Module:

@@ -1,5 +1,7 @@
 import pytest
 import torch
+from torch_geometric.data import Batch, Data
+
 from pyg_equivariant.training import (
     AbsoluteError,
     EnergyForceLoss,
@@ -12,7 +14,6 @@ from pyg_equivariant.training import (
 )
 from pyg_equivariant.training.losses import Error
 from pyg_equivariant.typing import Prediction
-from torch_geometric.data import Batch, Data
 
 
 def molecules(energy: tuple[float, float] = (-1000.0, -2000.0)) -> Batch:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+
 from pyg_equivariant.training import Errors, Row
 from pyg_equivariant.training.callbacks import format_table
 from pyg_equivariant.training.metrics import reported

@@ -1,4 +1,5 @@
 import pytest
+
 from pyg_equivariant.training import Cosine, Plateau, Schedule
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+
 from pyg_equivariant import __version__
 from pyg_equivariant.data import FilesDataModule
 from pyg_equivariant.heads import ChargesHead, IntensiveHead
@@ -151,7 +152,9 @@ def test_further_heads_are_trained(ethanol: FilesDataModule) -> None:
         ("spatial_extent", SchNet),
     ],
 )
-def test_every_kind_of_property_finds_its_head(kind: str, representation: Any, toy_property: Any, tmp_path: Path) -> None:
+def test_every_kind_of_property_finds_its_head(
+    kind: str, representation: Any, toy_property: Any, tmp_path: Path
+) -> None:
     task = PropertyTask(representation(4, 1, cutoff=3.0), error=AbsoluteError())
     data = toy_property("toy", kind, cutoff=task.cutoff, batch_size=8)
     run = trainer(tmp_path, max_epochs=1)
@@ -237,8 +240,8 @@ def test_an_empty_validation_set_is_refused(frames: str) -> None:
 def test_refusals(ethanol: FilesDataModule) -> None:
     with pytest.raises(ValueError, match="learning rate"):
         ForceFieldTask(small(), lr=0.0)
+    ethanol.setup()
     with pytest.raises(ValueError, match="needs a MolecularDataModule"):
-        ethanol.setup()
         trainer().fit(ForceFieldTask(small()), ethanol.train_dataloader(), ethanol.val_dataloader())
     assert issubclass(ForceFieldTask, Task)
     assert isinstance(ForceFieldTask(small()).schedule, Schedule)

@@ -169,6 +169,7 @@ _NOISE = (
     "LightningCLI's args parameter",
     "The number of training batches .* is smaller than the logging interval",
     ".*does not have many workers which may be a bottleneck",
+    r"`ModelCheckpoint\(monitor='val/loss'\)` could not find",  # CLI.after_fit says it better
     "Checkpoint directory .* exists and is not empty",
     "You're resuming from a checkpoint that ended before the epoch ended",  # the sampler of our data modules resumes
     r".*isinstance\(treespec, LeafSpec\)",

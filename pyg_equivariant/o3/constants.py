@@ -34,5 +34,7 @@ class ExactConstants(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, value in self._exact.items():
-            self._buffers[name] = fn(value)
+            buffer = self._buffers[name]
+            assert buffer is not None
+            self._buffers[name] = value.to(buffer.device, buffer.dtype)
         return self

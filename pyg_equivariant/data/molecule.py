@@ -268,7 +268,7 @@ def _check_atoms(mol: Chem.Mol) -> None:
 
 def _embed(mol: Chem.Mol, num_conformers: int, seed: int, optimize: bool, num_threads: int) -> Chem.Mol:
     parameters: Any = rdDistGeom.ETKDGv3()
-    parameters.randomSeed = seed
+    parameters.randomSeed = seed + 1  # with 0, RDKit makes all conformers alike
     parameters.numThreads = num_threads
     parameters.clearConfs = False
     rdDistGeom.EmbedMultipleConfs(mol, num_conformers, parameters)

@@ -65,7 +65,10 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except (ValueError, LookupError, OSError) as error:
+    except BrokenPipeError:  # as in ``pyg-equivariant models | head -1``
+        sys.stdout = None  # type: ignore[assignment]
+        return 141
+    except (ValueError, LookupError, OSError, ImportError, RuntimeError) as error:
         if not _is_sentence(error):
             raise
         text = str(error.args[0]) if isinstance(error, LookupError) and error.args else str(error)

@@ -234,3 +234,9 @@ def test_isotopes_and_charges_reach_ase():
     ion = to_ase(from_smiles("C[NH3+]")[0])
     assert ion.get_initial_charges().sum() == ion.info["charge"] == 1
     assert from_ase(ion).total_charge.item() == 1
+
+
+def test_default_seed_gives_different_conformers() -> None:
+    first, second = from_smiles("CCCCO", num_conformers=2)
+    distances = [torch.pdist(data.pos) for data in (first, second)]
+    assert (distances[0] - distances[1]).abs().max() > 0.1

@@ -306,7 +306,7 @@ def single_precision(representation: Representation) -> None:
 
 
 def compiled(representation: Representation, backend: str = "inductor") -> None:
-    """The whole training step, forces included, compiles without a graph break, once for all shapes, and equals eager."""
+    """The whole step, forces included, compiles without a graph break, once for all shapes, and equals eager."""
     model = potential_of(representation).train()
 
     def results(sizes: tuple[int, ...]) -> list[Tensor]:

@@ -1,0 +1,1 @@
+"""Measurements that the README quotes, and the scripts that make them."""

@@ -1,7 +1,7 @@
-"""A table row from a run: ``python -m benchmarks.results RUN --name rmd17-ethanol-painn --command "pyg-equivariant fit ..."``.
+"""A table row from a run: ``python -m benchmarks.results RUN --name NAME --command "pyg-equivariant fit ..."``.
 
-Writes ``benchmarks/results/NAME.json`` with the test errors, the cost, the versions and the command; without a run it prints
-the README's table from all of these files.
+Writes ``benchmarks/results/NAME.json`` with the test errors, the cost, the versions and the command. Without a run,
+prints the README's table from all of these files.
 """
 
 import argparse
@@ -54,7 +54,8 @@ def table() -> str:
     for path in sorted(RESULTS.glob("*.json")):
         row = json.loads(path.read_text())
         errors = ", ".join(f"{q['quantity']} {q['mae']:.3g} {q['unit']}" for q in row["test"])
-        cost = f"{row['seconds'] / 60:.0f} min, {row['steps']:,} steps, {row['samples_per_second']:g} graphs/s; {row['note']}"
+        cost = f"{row['seconds'] / 60:.0f} min, {row['steps']:,} steps, {row['samples_per_second']:g} graphs/s"
+        cost = f"{cost}; {row['note']}" if row["note"] else cost
         rows.append(f"| {row['name']} | {errors} | {cost} | `{row['command']}` |")
     return "\n".join(rows)
 

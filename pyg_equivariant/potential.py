@@ -80,6 +80,7 @@ class Predictor(Configurable):
         self.heads = nn.ModuleDict(heads)
         self.metadata = Metadata()
         self._compiled: Callable[..., Prediction] | None = None
+        self._compile_options: dict[str, Any] | None = None
 
     @property
     def cutoff(self) -> float:
@@ -168,7 +169,15 @@ class Predictor(Configurable):
             with torch._dynamo.config.patch(trace_autograd_ops=True):
                 return compiled(*args, **kwargs)
 
-        self._compiled = step
+        self._compiled, self._compile_options = step, options
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_compiled": None}  # the compiled step knows this model, not its copy
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self._compile_options is not None:
+            self.compile(**self._compile_options)
 
     def save(self, path: str | Path) -> None:
         """Writes the model as safetensors and JSON, nothing else.

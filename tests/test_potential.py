@@ -1,7 +1,9 @@
 """Potentials and predictors: derivatives, saving, errors."""
 
+import copy
 import json
 
+import jaxtyping
 import pytest
 import torch
 from torch_geometric.data import Batch, Data
@@ -166,3 +168,13 @@ def test_periodic_images_count():
     assert_close(two.energy, 2 * one.energy, "energy of a supercell")
     assert_close(two.forces, one.forces.repeat(2, 1), "forces of a supercell")
     assert_close(two.stress, one.stress, "stress of a supercell")
+
+
+def test_copy_of_a_compiled_model_is_its_own(model, graph, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its checks cannot be traced
+    model.compile(backend="eager")
+    twin = copy.deepcopy(model)
+    assert twin._compiled is not None
+    with torch.no_grad():
+        model.head.mlp[-1].bias += 1.0
+    assert abs((model(graph).energy - twin(graph).energy).item() - len(graph.z)) < 1e-9

@@ -1,9 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := dev,qm9,xtb
-# Set TMPDIR, PIP_INDEX_URL, ... in the environment, if your machine needs them.
 
-.PHONY: quickstart test lint types notebooks clean
+.PHONY: quickstart test lint types clean
 
 quickstart: .venv/installed
 	$(BIN)/pyg-equivariant quickstart

@@ -1,7 +1,7 @@
 """A table row from a run: ``python -m benchmarks.results RUN --name NAME --command "pyg-equivariant fit ..."``.
 
-Writes ``benchmarks/results/NAME.json`` with the test errors, the cost, the versions and the command. Without a run,
-prints the README's table from all of these files.
+Writes the test errors, the cost, the versions and the command to a JSON in ``benchmarks/results/`` that is called after
+the run's folder. Without a run, prints the README's table from all of these files.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def record(run: Path, name: str, command: str, note: str) -> None:
         "hardware": {"machine": platform.machine(), "torch_threads": torch.get_num_threads()},
     }
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    (RESULTS / f"{run.resolve().name}.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
 
 def table() -> str:

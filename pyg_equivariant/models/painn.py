@@ -10,7 +10,7 @@ from pyg_equivariant.nn.cutoff import CosineCutoff
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.geometry import safe_norm, unit_vectors
 from pyg_equivariant.nn.mlp import MLP, dense
-from pyg_equivariant.nn.radial import BesselBasis, EnvelopedBasis, RadialBasis
+from pyg_equivariant.nn.radial import EnvelopedBasis, GaussianBasis, RadialBasis
 
 __all__ = ["PaiNN", "PaiNNConv", "PaiNNUpdate"]
 
@@ -110,7 +110,8 @@ class PaiNN(Representation):
         channels: C.
         num_layers: Number of layers.
         cutoff: Radius in Å.
-        radial: Basis of the edge lengths; 20 Bessel functions if not given (section 4.2).
+        radial: Basis of the edge lengths; if not given 20 Gaussians, which the authors' SchNetPack trains with: the
+            Bessel functions of section 4.2, ``BesselBasis(20, cutoff)``, need more than twice the epochs on rMD17.
 
     Returns scalars and vectors, ``[N, 1, 4, C]``.
     """
@@ -127,7 +128,7 @@ class PaiNN(Representation):
     ) -> None:
         super().__init__(channels, cutoff, lmax=1)
         self.embedding = AtomEmbedding(channels)
-        self.radial = EnvelopedBasis(radial or BesselBasis(20, cutoff), CosineCutoff(cutoff))
+        self.radial = EnvelopedBasis(radial or GaussianBasis(20, cutoff), CosineCutoff(cutoff))
         self.convs = nn.ModuleList(PaiNNConv(channels, self.radial.num_basis) for _ in range(num_layers))
         self.updates = nn.ModuleList(PaiNNUpdate(channels) for _ in range(num_layers))
 

@@ -13,6 +13,7 @@ import pyg_equivariant.models
 from pyg_equivariant.calculators import PygEquivariantCalculator
 from pyg_equivariant.heads import ChargesHead, DipoleHead, IntensiveHead
 from pyg_equivariant.models import PaiNN
+from pyg_equivariant.nn.radial import BesselBasis
 from pyg_equivariant.potential import Potential, Predictor
 from pyg_equivariant.report import load_dynamics, load_predictions
 from pyg_equivariant.training import cli
@@ -22,7 +23,7 @@ from pyg_equivariant.training import cli
 def model(tmp_path):
     """An untrained potential whose forces are gentle."""
     torch.manual_seed(0)
-    potential = Potential(PaiNN(8, 1, cutoff=3.0))
+    potential = Potential(PaiNN(8, 1, cutoff=3.0, radial=BesselBasis(20, 3.0)))
     potential.head.standardize(0.1, references=torch.linspace(0, -50, 119, dtype=torch.float64))
     potential.metadata.elements = [1, 6, 8, 14]
     potential.save(tmp_path / "model")

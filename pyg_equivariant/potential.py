@@ -175,7 +175,7 @@ class Predictor(Configurable):
         return {**self.__dict__, "_compiled": None}  # the compiled step knows this model, not its copy
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         if self._compile_options is not None:
             self.compile(**self._compile_options)
 

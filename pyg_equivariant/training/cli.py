@@ -66,7 +66,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # as in ``pyg-equivariant models | head -1``
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         return 141
     except (ValueError, LookupError, OSError, ImportError, RuntimeError) as error:
         if not _is_sentence(error):

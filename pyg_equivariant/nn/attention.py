@@ -38,8 +38,6 @@ def edge_softmax(
     known = score.detach()
     rows = index.view_as(u).expand_as(known)
     largest = known.new_zeros((size, *known.shape[1:])).scatter_reduce(0, rows, known, "amax", include_self=False)
-    weight = u * torch.exp(
-        score - largest.index_select(0, index)
-    )  # the largest cancels: it avoids overflow
+    weight = u * torch.exp(score - largest.index_select(0, index))  # the largest cancels: it avoids overflow
     total = segment_sum(weight, index, size)
     return u * weight / torch.where(total == 0, 1.0, total).index_select(0, index)

@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := dev,qm9,xtb
 
-.PHONY: quickstart test lint types clean
+.PHONY: quickstart test lint types peers clean
 
 quickstart: .venv/installed
 	$(BIN)/pyg-equivariant quickstart
@@ -23,5 +23,8 @@ types: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
 	touch $@
 
+peers: .venv/installed
+	$(BIN)/python -m benchmarks.environments $(PEERS)
+
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv benchmarks/.envs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

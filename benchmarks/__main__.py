@@ -4,13 +4,13 @@
     python -m benchmarks --peers schnetpack nequip pyg --out benchmarks/peers.json
     python -m benchmarks.chart benchmarks/peers.json              # draws docs/benchmarks.png
 
-Each model runs in a process of its own; while one works the others sleep. A round is a third of a second of steps of each
-of them; the ratio is the median over the rounds of theirs / ours, so that a load that comes and goes meets both. Besides
-the time on the clock the time of the processor is taken, which holds on a shared machine too.
+Each model runs in a process of its own; while one works the others sleep. A round is a third of a second of steps
+of each of them; the ratio is the median over the rounds of theirs / ours, so that a load that comes and goes meets
+both. Besides the time on the clock the time of the processor is taken, which holds on a shared machine too.
 
 Cases: ``ef``, a step of training with energies and forces of 10 aspirins; ``md``, energy and forces of one aspirin;
-``water``, the same of 64 water molecules in a periodic box; ``qm9``, a step of training with energies of 64 molecules of
-QM9. The neighbours (5 Å) are found beforehand and not timed.
+``water``, the same of 64 water molecules in a periodic box; ``qm9``, a step of training with energies of 64 molecules
+of QM9. The neighbours (5 Å) are found beforehand and not timed.
 """
 
 import argparse
@@ -60,7 +60,8 @@ class Process:
 
     def ask(self, **order: Any) -> Any:
         """Sends an order, waits for the answer; a process that died answers so."""
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         try:
             print(json.dumps(order), file=self.process.stdin, flush=True)
             answer = self.process.stdout.readline()
@@ -170,7 +171,8 @@ def lines(result: dict[str, Any]) -> list[str]:
             rows.append(f"{name:24} {run['error']}")
             continue
         memory = "" if run["peak_mib"] is None else f"{run['peak_mib']:.0f}"
-        row = f"{name:24}{run['ms']:10.2f}{run['processor_ms']:10.2f}{memory:>8}{run['first_call_s']:8.1f}{run['parameters']:12,}"
+        row = f"{name:24}{run['ms']:10.2f}{run['processor_ms']:10.2f}{memory:>8}"
+        row += f"{run['first_call_s']:8.1f}{run['parameters']:12,}"
         for ratio in result["ratios"]:
             if run["side"] == "ours" and ratio["ours"] == run["mode"]:
                 row += f"   {ratio['wall']:.2f} ({ratio['processor']:.2f}) × {ratio['theirs']}"

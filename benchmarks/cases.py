@@ -155,7 +155,7 @@ def conformers(smiles: str, count: int) -> list[Atoms]:
 
 
 def water_box(count: int, seed: int = 0) -> Atoms:
-    """A cubic periodic box of so many waters at the density of the liquid, each on a place of a grid, turned at random."""
+    """A cubic periodic box of so many waters at the liquid's density, on a grid, each turned at random."""
     rng = np.random.default_rng(seed)
     length = (count / 0.0334) ** (1 / 3)  # molecules per Å³
     side = int(np.ceil(count ** (1 / 3) - 1e-9))

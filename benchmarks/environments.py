@@ -1,8 +1,8 @@
 """The peers' environments: ``python -m benchmarks.environments [PEER ...]`` (``make peers``) builds them.
 
-Each peer lives in ``benchmarks/.envs/<peer>``, a virtual environment that holds the peer and what only it needs, and takes
-everything else, torch above all, from the environment that runs this script: both sides run the same torch, byte for byte,
-and nothing that a peer asks for can replace it.
+Each peer lives in ``benchmarks/.envs/<peer>``, a virtual environment that holds the peer and what only it needs, and
+takes everything else, torch above all, from the environment that runs this script: both sides run the same torch, byte
+for byte, and nothing that a peer asks for can replace it.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """What users would pick instead: one file a peer.
 
-Each file has ``REQUIREMENTS`` (what its environment needs beyond ours, see :mod:`benchmarks.environments`) and ``MODELS``,
-by name: how the peer's model is built, and ours of the same size. The peer's package is imported when its model is built,
-in its own environment; ours likewise in ours.
+Each file has ``REQUIREMENTS`` (what its environment needs beyond ours, see :mod:`benchmarks.environments`) and
+``MODELS``, by name: how the peer's model is built, and ours of the same size. The peer's package is imported when its
+model is built, in its own environment; ours likewise in ours.
 """
 
 import importlib

@@ -34,7 +34,7 @@ def test_compiled(name, monkeypatch):
 @pytest.mark.parametrize("name", NAMES)
 def test_default_constructor(name):
     model = getattr(models, name)()
-    assert model.group in ("E(3)", "SE(3)")
+    assert model.group in ("E(3)", "SE(3)", "SE(3) in distribution", "T(3)")
     assert model.paper
     assert model.channels > 1
 
@@ -55,9 +55,17 @@ class Jumping(PaiNN):
         return x * (1 + 0.1 * degree[:, None, None, None])
 
 
+class Modest(PaiNN):
+    """Promises less than it keeps: must be caught."""
+
+    group = "T(3)"
+
+
 def test_broken_models_are_caught():
     translation(Tilted(8, 2, cutoff=3.0))  # what it does keep
     with pytest.raises(AssertionError, match="under a rotation: off by"):
         rotation(Tilted(8, 2, cutoff=3.0))
+    with pytest.raises(AssertionError, match=r"the group is T\(3\), but rotations"):
+        rotation(Modest(8, 2, cutoff=3.0))
     with pytest.raises(AssertionError, match="energy across the cutoff: off by"):
         smooth_at_cutoff(Jumping(8, 2, cutoff=3.0))

@@ -25,10 +25,14 @@ class Representation(Configurable, ABC):
         parity: P; 2 where pseudotensors are kept in slot 1.
 
     Attributes:
-        group: What the features are equivariant to, besides translations and permutations.
+        group: What the features are equivariant to, besides permutations. T(3) is translations only; 'SE(3) in
+            distribution' is SE(3) on the average over what the model drew at random, and exact if that is turned along
+            (:meth:`turn`).
+        embedding_steps: Steps of message passing before the first layer; they, too, widen the receptive field.
     """
 
-    group: Literal["E(3)", "SE(3)"] = "E(3)"
+    group: Literal["E(3)", "SE(3)", "SE(3) in distribution", "T(3)"] = "E(3)"
+    embedding_steps: int = 0
 
     def __init__(self, channels: int, cutoff: float, *, lmax: int = 0, parity: int = 1) -> None:
         super().__init__()
@@ -55,3 +59,7 @@ class Representation(Configurable, ABC):
             edge_index: Row 0 the source j, row 1 the target i.
             edge_vec: ``r_j − r_i`` in Å.
         """
+
+    def turn(self, rotation: Float[Tensor, "3 3"]) -> None:
+        """Rotates what the model drew at random, where its group is 'SE(3) in distribution'."""
+        raise NotImplementedError(f"{type(self).__name__} draws nothing at random")

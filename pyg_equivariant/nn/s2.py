@@ -13,7 +13,7 @@ from torch.nn import functional
 from pyg_equivariant.nn.configurable import Configurable
 from pyg_equivariant.nn.mlp import dense
 from pyg_equivariant.o3.constants import ExactConstants
-from pyg_equivariant.o3.layout import num_components
+from pyg_equivariant.o3.layout import degrees, num_components
 from pyg_equivariant.o3.sphere import SphereGrid
 
 __all__ = ["GridSiLU", "QuadraticSiLU", "SeparableS2Activation", "SphereActivation"]
@@ -86,7 +86,9 @@ class SeparableS2Activation(ExactConstants):
 
     .. math:: y_{l > 0} = G^{-1} F(G\, x), \qquad y_0 = \mathrm{SiLU}(s)
 
-    G takes features to values on a grid. F is the activation alone, or an MLP of the channels at each point.
+    G takes features to values on a grid, :math:`\sum_l (2l + 1)^{-1/2} \sum_m x_{lm} Y_{lm} / \sqrt{l_{max} + 1}`, so
+    that all degrees have the same share in them, as in e3nn. F is the activation alone, or an MLP of the channels at
+    each point.
     Reference: Liao et al. 2023, arXiv:2306.12059, section 3.3 and Fig. 2c.
 
     Args:
@@ -114,8 +116,10 @@ class SeparableS2Activation(ExactConstants):
         grid = SphereGrid(lmax, activation.resolution(lmax, max(1, len(self.linears) - 1))).double()
         kept = list(range(num_components(lmax))) if rows is None else list(rows)
         self.register_constant("share", grid.analysis[:, 0] / math.sqrt(num_components(lmax)))
-        self.register_constant("synthesis", grid.synthesis[:, kept])
-        self.register_constant("analysis", grid.analysis[:, kept[1:]].T.contiguous())
+        shares = [num_components(lmax) / ((2 * n + 1) * (lmax + 1)) for n in degrees(lmax)]
+        scale = torch.tensor(shares, dtype=torch.float64).sqrt()
+        self.register_constant("synthesis", (grid.synthesis * scale)[:, kept])
+        self.register_constant("analysis", (grid.analysis / scale)[:, kept[1:]].T.contiguous())
 
     def forward(self, x: Float[Tensor, "N R C"], scalars: Float[Tensor, "N D"]) -> Float[Tensor, "N R D"]:
         """Features y.

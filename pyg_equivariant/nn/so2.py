@@ -13,7 +13,20 @@ from pyg_equivariant.o3.layout import degree_slices, degrees, num_components
 from pyg_equivariant.o3.sphere import SphereGrid
 from pyg_equivariant.o3.wigner import wigner
 
-__all__ = ["EdgeFrame", "SO2Conv", "SO2Linear", "from_frame", "to_frame"]
+__all__ = ["EdgeFrame", "SO2Conv", "SO2Linear", "from_frame", "order_rows", "to_frame"]
+
+
+def order_rows(lmax: int, mmax: int) -> list[list[int]]:
+    """The components of each order up to ``mmax``: cosines (+m) of degree m to lmax, then sines (−m).
+
+    Example:
+        >>> order_rows(2, 1)
+        [[0, 2, 6], [3, 7, 1, 5]]
+    """
+    return [
+        [n * (n + 1) + signed for signed in ((m, -m) if m else (0,)) for n in range(m, lmax + 1)]
+        for m in range(mmax + 1)
+    ]
 
 
 class EdgeFrame(ExactConstants):

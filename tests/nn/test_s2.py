@@ -90,8 +90,9 @@ def test_rows_in_another_order():
 def test_formula_by_hand():
     grid = SphereGrid(2, 9).double()
     x = normal(1, 9, 1)
-    values = grid.to_grid(x[:, None])[:, 0]
-    mean_square = x.square().mean()
-    expected = grid.from_grid((values / 2 + values**2 / 4 / (1 + mean_square).sqrt())[:, None])[:, 0]
+    scale = torch.tensor([n**-0.5 for n in (1, 3, 5) for _ in range(n)], dtype=torch.float64).unsqueeze(1) * 3**0.5
+    values = grid.to_grid((x * scale)[:, None])[:, 0]
+    mean_square = (x * scale).square().mean()
+    expected = grid.from_grid((values / 2 + values**2 / 4 / (1 + mean_square).sqrt())[:, None])[:, 0] / scale
     actual = SeparableS2Activation(2, QuadraticSiLU()).double()(x, torch.zeros(1, 1, dtype=torch.float64))
     assert_close(actual[:, 1:], expected[:, 1:], "formula")

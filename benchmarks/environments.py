@@ -20,11 +20,13 @@ ENVIRONMENTS = Path(__file__).parent / ".envs"
 
 
 def interpreter(name: str) -> Path:
-    """The Python of a peer's environment.
+    """The Python of a peer's environment; ours, if it needs nothing of its own.
 
     Raises:
         FileNotFoundError: if it has not been built, or for other requirements than the peer has now.
     """
+    if not peer(name).REQUIREMENTS:
+        return Path(sys.executable)
     folder = ENVIRONMENTS / name
     if _built(folder) != _wanted(peer(name)):
         raise FileNotFoundError(
@@ -36,6 +38,9 @@ def interpreter(name: str) -> Path:
 def make(name: str) -> None:
     """Builds a peer's environment, unless it is there."""
     module, folder = peer(name), ENVIRONMENTS / name
+    if not module.REQUIREMENTS:
+        print(f"{name}: needs nothing beyond ours")
+        return
     if _built(folder) == _wanted(module):
         print(f"{name}: up to date")
         return
@@ -43,9 +48,8 @@ def make(name: str) -> None:
         shutil.rmtree(folder)
     venv.create(folder, with_pip=False)
     python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
-    if module.REQUIREMENTS:
-        install = ["install", "--quiet", "--no-deps", "--ignore-requires-python", *module.REQUIREMENTS]
-        subprocess.run([sys.executable, "-m", "pip", "--python", str(python), *install], check=True)
+    install = ["install", "--quiet", "--no-deps", "--ignore-requires-python", *module.REQUIREMENTS]
+    subprocess.run([sys.executable, "-m", "pip", "--python", str(python), *install], check=True)
     ours = sysconfig.get_path("purelib")
     theirs = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
     # what a .pth adds comes after the folder that holds it: the peer's own packages win

@@ -69,6 +69,8 @@ def contestant_of(duel: Duel, side: str, forces: bool, mode: str) -> Contestant:
     from benchmarks.ours import Ours
     from pyg_equivariant import models
 
+    if not hasattr(models, duel.ours):
+        raise LookupError(f"there is no {duel.ours} in pyg_equivariant.models")
     return Ours(duel.build(getattr(models, duel.ours)), forces, mode)
 
 

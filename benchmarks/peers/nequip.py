@@ -37,8 +37,8 @@ SETTINGS = {
 class NequIPFramework(Contestant):
     """Any model of nequip's framework.
 
-    Compiled means ``compile_mode="compile"`` in training, and what ``nequip-compile`` makes (AOTInductor) in simulation:
-    the framework never compiles a batch of one graph in the former mode.
+    Compiled means ``compile_mode="compile"`` in training, and what ``nequip-compile`` makes (AOTInductor) in
+    simulation: the former mode never compiles a batch of one graph.
 
     Args:
         builder: A function of the framework that builds models.

@@ -1,0 +1,124 @@
+"""The step of PaiNN against the machine: FLOP/s over those of one large matrix product, and where the rest goes.
+
+    python -m benchmarks.roofline --out benchmarks/roofline.json
+
+FLOPs are what torch's ``FlopCounterMode`` counts in an eager step (matrix products alone, forward and both backward
+passes); the same number is put over the time of the compiled step, which computes the same. Times are the processor's.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.__main__ import hardware
+from benchmarks.cases import CASES, CUTOFF
+from benchmarks.ours import Ours
+from benchmarks.steps import make_step, measure
+from pyg_equivariant.models import PaiNN
+
+# by parts of a kernel's name; the first that fits
+CLASSES = {
+    "optimizer": ("optimizer", "_foreach", "_fused_adam", "lerp", "addcmul", "addcdiv"),
+    "matrix products": ("mm", "linear", "bmm", "matmul", "mkl_"),
+    "gather and scatter": ("index", "gather", "scatter", "embedding"),
+    "elementwise, fused": ("cpp_fused",),
+    "copies": ("copy", "cat", "zero", "fill", "clone", "empty", "contiguous", "ones", "pad"),
+    "reductions": ("sum", "norm", "mean"),
+    "elementwise": (
+        "add", "sub", "mul", "div", "neg", "silu", "sigmoid", "exp", "sqrt", "pow", "square", "cos", "sin", "where",
+        "clamp", "mse", "rsub", "lt", "le", "gt", "eq", "tanh", "reciprocal",
+    ),
+}  # fmt: skip
+OTHER = "other (dispatch, autograd, Python)"
+
+
+def peak_gflops(size: int = 1024, repeats: int = 20) -> float:
+    """Of a float32 product of square matrices: the best of several."""
+    a, b = torch.randn(2, size, size)
+    times = measure(lambda: torch.mm(a, b), repeats).processor
+    return 2e-6 * size**3 / min(times)
+
+
+def count_flops(step: Callable[[], object]) -> int:
+    """Of the matrix products of a step."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return int(counter.get_total_flops())
+
+
+def class_of(kernel: str) -> str:
+    """The class of a kernel, by its name."""
+    name = kernel.lower().removeprefix("aten::")
+    return next((label for label, parts in CLASSES.items() if any(part in name for part in parts)), OTHER)
+
+
+def shares(step: Callable[[], object], steps: int) -> dict[str, float]:
+    """Share of each class of kernels in the time that the profiler sees, largest first."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        for _ in range(steps):
+            step()
+    times: dict[str, float] = defaultdict(float)
+    for event in profiler.key_averages():
+        times[class_of(event.key)] += event.self_cpu_time_total
+    total = sum(times.values())
+    return {name: round(value / total, 4) for name, value in sorted(times.items(), key=lambda item: -item[1])}
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--modes", nargs="+", choices=("eager", "compiled"), default=["eager", "compiled"])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--out", type=Path, help="a JSON file")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch._inductor.config.cpp.enable_kernel_profile = True  # the profiler sees each fused kernel
+    case = CASES["ef"]()
+    flops = count_flops(make_step(Ours(PaiNN(cutoff=CUTOFF)), case))
+    peak = peak_gflops() * args.threads
+    print(f"{flops / 1e9:.2f} GFLOP a step; a matrix product reaches {peak:.1f} GFLOP/s")
+    document: dict[str, Any] = {
+        "command": " ".join(["python -m benchmarks.roofline", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d"),
+        "hardware": hardware(),
+        "threads": args.threads,
+        "versions": {name: version(name) for name in ("pyg_equivariant", "torch", "torch_geometric")},
+        "case": case.description,
+        "flops": flops,
+        "peak_gflops": round(peak, 2),
+        "modes": {},
+    }
+    for mode in args.modes:
+        torch.manual_seed(0)
+        step = make_step(Ours(PaiNN(cutoff=CUTOFF), mode=mode), case)
+        measure(step, 3)
+        milliseconds = median(measure(step, args.steps).processor) / args.threads
+        gflops = 1e-6 * flops / milliseconds
+        parts = shares(step, max(3, args.steps // 4))
+        document["modes"][mode] = {
+            "processor_ms": round(milliseconds, 3),
+            "gflops": round(gflops, 2),
+            "of_peak": round(gflops / peak, 4),
+            "shares": parts,
+        }
+        print(f"{mode}: {milliseconds:.1f} ms, {gflops:.1f} GFLOP/s, {gflops / peak:.0%} of the peak")
+        for name, share in parts.items():
+            print(f"    {share:6.1%}  {milliseconds * share:8.2f} ms  {name}")
+    if args.out:
+        args.out.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -166,7 +166,7 @@ class Predictor(Configurable):
         compiled = torch.compile(self.derive, **{"fullgraph": True, "dynamic": True, **options})
 
         def step(*args: Any, **kwargs: Any) -> Prediction:
-            with torch._dynamo.config.patch(trace_autograd_ops=True):
+            with torch._dynamo.config.patch(trace_autograd_ops=True, specialize_float=True):
                 return compiled(*args, **kwargs)
 
         self._compiled, self._compile_options = step, options

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Optional
 
 import torch
 from jaxtyping import Float, Int
@@ -111,16 +110,6 @@ class NequIPConv(Conv):
         """All paths of the filtered tensor product, one tensor a degree."""
         products: list[Tensor] = self.product(x_j, edge_sh, weight)
         return products
-
-    def aggregate(  # type: ignore[override]  # one tensor a degree, not one in all
-        self,
-        inputs: list[Tensor],
-        index: Tensor,
-        ptr: Optional[Tensor] = None,  # noqa: UP045  (see Conv)
-        dim_size: Optional[int] = None,  # noqa: UP045
-    ) -> list[Tensor]:
-        """Sums of each degree's messages."""
-        return [super(NequIPConv, self).aggregate(part, index, ptr, dim_size) for part in inputs]
 
 
 def _preserve_variance(mlp: MLP) -> None:

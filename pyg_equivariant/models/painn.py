@@ -5,6 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pyg_equivariant.models.base import Representation
+from pyg_equivariant.nn.compiler import stored
 from pyg_equivariant.nn.conv import Conv
 from pyg_equivariant.nn.cutoff import CosineCutoff
 from pyg_equivariant.nn.embedding import AtomEmbedding
@@ -16,7 +17,7 @@ __all__ = ["PaiNN", "PaiNNConv", "PaiNNUpdate"]
 
 
 class PaiNNConv(Conv):
-    r"""The message block (eqs. 7 and 8), for scalars s = ``x[:, 0]`` and vectors v = ``x[:, 1:]``.
+    r"""The message block (eqs. 7 and 8), for scalars s and vectors v.
 
     .. math::
         Δs_i = Σ_j φ_s(s_j) ∘ W_s(r_{ij}), \qquad
@@ -28,9 +29,10 @@ class PaiNNConv(Conv):
 
     Example:
         >>> conv = PaiNNConv(8, num_basis=4)
-        >>> x, edge_index = torch.zeros(3, 4, 8), torch.tensor([[0, 1], [1, 2]])
-        >>> conv(x, edge_index, torch.zeros(2, 3), torch.zeros(2, 4)).shape
-        torch.Size([3, 4, 8])
+        >>> scalar, vector, edge_index = torch.zeros(3, 8), torch.zeros(3, 3, 8), torch.tensor([[0, 1], [1, 2]])
+        >>> ds, dv = conv(scalar, vector, edge_index, torch.zeros(2, 3), torch.zeros(2, 4))
+        >>> ds.shape, dv.shape
+        (torch.Size([3, 8]), torch.Size([3, 3, 8]))
     """
 
     def __init__(self, channels: int, num_basis: int) -> None:
@@ -40,39 +42,41 @@ class PaiNNConv(Conv):
 
     def forward(
         self,
-        x: Float[Tensor, "N 4 C"],
+        scalar: Float[Tensor, "N C"],
+        vector: Float[Tensor, "N 3 C"],
         edge_index: Int[Tensor, "2 E"],
         edge_dir: Float[Tensor, "E 3"],
         edge_rbf: Float[Tensor, "E K"],
-    ) -> Float[Tensor, "N 4 C"]:
-        """The update of x.
+    ) -> tuple[Float[Tensor, "N C"], Float[Tensor, "N 3 C"]]:
+        """The updates of scalars and vectors.
 
         Args:
-            x: Scalars and vectors of the atoms.
+            scalar: Scalars of the atoms.
+            vector: Vectors of the atoms.
             edge_index: Sources j and targets i.
             edge_dir: Unit vectors from i to j.
             edge_rbf: Radial basis, zero from the cutoff on.
         """
-        update: Tensor = self.propagate(
+        ds, dv = self.propagate(
             edge_index,
-            size=(len(x), len(x)),
-            phi=self.context(x[:, 0]),
-            vec=x[:, 1:],
+            size=(len(scalar), len(scalar)),
+            phi=self.context(scalar),
+            vector=vector,
             edge_dir=edge_dir,
             weight=self.filter(edge_rbf),
         )
-        return update
+        return ds, dv
 
     def message(
         self,
         phi_j: Float[Tensor, "E C3"],
-        vec_j: Float[Tensor, "E 3 C"],
+        vector_j: Float[Tensor, "E 3 C"],
         edge_dir: Float[Tensor, "E 3"],
         weight: Float[Tensor, "E C3"],
-    ) -> Float[Tensor, "E 4 C"]:
+    ) -> tuple[Float[Tensor, "E C"], Float[Tensor, "E 3 C"]]:
         """What source j sends to target i."""
-        scalar, mix, along = (phi_j * weight).unsqueeze(1).chunk(3, -1)
-        return torch.cat([scalar, mix * vec_j + along * edge_dir.unsqueeze(-1)], 1)
+        scalar, mix, along = (phi_j * weight).chunk(3, -1)
+        return scalar, mix.unsqueeze(1) * vector_j + along.unsqueeze(1) * edge_dir.unsqueeze(-1)
 
 
 class PaiNNUpdate(nn.Module):
@@ -91,13 +95,14 @@ class PaiNNUpdate(nn.Module):
         self.mix = dense(channels, 2 * channels, bias=False)
         self.context = MLP([2 * channels, channels, 3 * channels])
 
-    def forward(self, x: Float[Tensor, "N 4 C"]) -> Float[Tensor, "N 4 C"]:
-        """The update of x."""
-        left, right = self.mix(x[:, 1:]).chunk(2, -1)
+    def forward(
+        self, scalar: Float[Tensor, "N C"], vector: Float[Tensor, "N 3 C"]
+    ) -> tuple[Float[Tensor, "N C"], Float[Tensor, "N 3 C"]]:
+        """The updates of scalars and vectors."""
+        left, right = self.mix(vector).chunk(2, -1)
         norm = (right.square().sum(1) + 1e-8).sqrt()  # smooth where the vectors vanish
-        a_ss, a_sv, a_vv = self.context(torch.cat([x[:, 0], norm], -1)).chunk(3, -1)
-        scalar = a_ss + a_sv * (left * right).sum(1)
-        return torch.cat([scalar.unsqueeze(1), a_vv.unsqueeze(1) * left], 1)
+        a_ss, a_sv, a_vv = self.context(torch.cat([scalar, norm], -1)).chunk(3, -1)
+        return a_ss + a_sv * (left * right).sum(1), a_vv.unsqueeze(1) * left
 
 
 class PaiNN(Representation):
@@ -140,11 +145,12 @@ class PaiNN(Representation):
     ) -> Float[Tensor, "N 1 4 C"]:
         """Scalars and vectors of the atoms; the arguments are those of :class:`Representation`."""
         edge_len = safe_norm(edge_vec)
-        edge_dir = unit_vectors(edge_vec, edge_len)
-        edge_rbf = self.radial(edge_len)
-        scalar = self.embedding(z).unsqueeze(1)
-        x = torch.cat([scalar, scalar.new_zeros(len(z), 3, self.channels)], 1)
+        edge_dir, edge_rbf = stored(unit_vectors(edge_vec, edge_len)), stored(self.radial(edge_len))
+        scalar: Tensor = self.embedding(z)
+        vector = scalar.new_zeros(len(z), 3, self.channels)
         for conv, update in zip(self.convs, self.updates, strict=True):
-            x = x + conv(x, edge_index, edge_dir, edge_rbf)
-            x = x + update(x)
-        return x.unsqueeze(1)
+            ds, dv = conv(scalar, vector, edge_index, edge_dir, edge_rbf)
+            scalar, vector = scalar + ds, vector + dv
+            ds, dv = update(scalar, vector)
+            scalar, vector = scalar + ds, vector + dv
+        return torch.cat([scalar.unsqueeze(1), vector], 1).unsqueeze(1)

@@ -1,6 +1,6 @@
 """The base of all convolutions."""
 
-from typing import Optional
+from typing import Any, Optional
 
 from jaxtyping import Int
 from torch import Tensor
@@ -19,17 +19,23 @@ def segment_sum(values: Tensor, index: Int[Tensor, " E"], size: int) -> Tensor:
 
 
 class Conv(MessagePassing):
-    """A ``MessagePassing`` that sums messages of any rank over the first axis."""
+    """A ``MessagePassing`` that sums messages of any rank over the first axis.
+
+    ``message`` may return a tuple or list of tensors; each is summed.
+    """
 
     def __init__(self) -> None:
         super().__init__(aggr="add", node_dim=0)
 
     def aggregate(
         self,
-        inputs: Tensor,
+        inputs: Any,  # Tensor or a sequence of them; MessagePassing cannot read a union
         index: Tensor,
         ptr: Optional[Tensor] = None,  # noqa: UP045  (MessagePassing reads the annotations, and only this form)
         dim_size: Optional[int] = None,  # noqa: UP045
-    ) -> Tensor:
+    ) -> Any:
         """Sum of the messages that each target receives."""
-        return segment_sum(inputs, index, int(index.max()) + 1 if dim_size is None else dim_size)
+        size = int(index.max()) + 1 if dim_size is None else dim_size
+        if isinstance(inputs, Tensor):
+            return segment_sum(inputs, index, size)
+        return [segment_sum(part, index, size) for part in inputs]

@@ -126,7 +126,7 @@ class Task(pl.LightningModule, ABC):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over the model's parameters."""
-        return torch.optim.AdamW(self.model.parameters(), self.lr, weight_decay=self.weight_decay)
+        return torch.optim.AdamW(self.model.parameters(), self.lr, weight_decay=self.weight_decay, fused=True)
 
     def on_fit_start(self) -> None:
         """Compiles, if asked to, and refuses a schedule that has no end to follow."""

@@ -308,8 +308,8 @@ class Equiformer(Representation):
     Reference: Liao et al. 2023, arXiv:2306.12059; Equiformer: Liao & Smidt 2022, arXiv:2206.11990; SO(2) convolutions:
     Passaro & Zitnick 2023, arXiv:2302.03655. The defaults are those of its QM9 models (Table 13).
 
-    What differs: the paper's activation on the sphere takes SiLU at 18 × 18 points, and energies depend on the
-    orientation by some 10⁻³ of their spread. The default here is exact; ``activation=GridSiLU()`` is the paper's. Edges
+    What differs: the paper takes SiLU at 18 × 18 points of the sphere, which lets energies depend on the orientation,
+    at the start by 10⁻³ of their spread. The default here is exact; ``activation=GridSiLU()`` is the paper's. Edges
     fade at the cutoff. There is no dropout of attention or of layers.
 
     Args:

@@ -65,10 +65,11 @@ class GridSiLU(SphereActivation):
     Reference: Cohen et al. 2018, arXiv:1801.10130; Zitnick et al. 2022, arXiv:2206.14331.
 
     Args:
-        points: In the polar angle; twice as many lie around the axis.
+        points: In the polar angle; twice as many lie around the axis. 9 reach as far (degree 17) as the 18 × 18 equal
+            angles of the papers.
     """
 
-    def __init__(self, points: int = 18) -> None:
+    def __init__(self, points: int = 9) -> None:
         super().__init__()
         self.points = points
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         QM9DataModule,
         Splits,
     )
+    from pyg_equivariant.data.nbody import NBody, NBodyDataModule
 
 __all__ = [
     "ATOM_REFERENCES",
@@ -39,6 +40,8 @@ __all__ = [
     "GraphLoader",
     "MD17DataModule",
     "MolecularDataModule",
+    "NBody",
+    "NBodyDataModule",
     "QM9DataModule",
     "RadiusGraph",
     "Splits",
@@ -60,6 +63,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Imports the data modules when they are asked for: Lightning takes longer to import than all the rest."""
+    if name in ("NBody", "NBodyDataModule"):
+        return getattr(importlib.import_module("pyg_equivariant.data.nbody"), name)
     if name in ("FilesDataModule", "MD17DataModule", "MolecularDataModule", "QM9DataModule", "Splits"):
         return getattr(importlib.import_module("pyg_equivariant.data.module"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

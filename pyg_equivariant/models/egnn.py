@@ -14,7 +14,7 @@ from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.geometry import safe_norm
 from pyg_equivariant.nn.mlp import MLP
 
-__all__ = ["EGNN", "EGNNConv", "FrozenEGNN", "FrozenEGNNConv"]
+__all__ = ["EGNN", "EGNNConv", "FrozenEGNN", "FrozenEGNNConv", "VelocityEGNNConv"]
 
 
 class FrozenEGNNConv(Conv):
@@ -132,6 +132,74 @@ class EGNNConv(FrozenEGNNConv):
         m = self.messages(x, edge_index, edge_vec, edge_env)
         moves = -edge_vec * (self.coordinate_mlp(m) * edge_env)
         return self.update_x(x, edge_index, m), segment_sum(moves, edge_index[1], len(x)) / self.avg_num_neighbors
+
+
+class VelocityEGNNConv(EGNNConv):
+    r"""The layer for particles that have a velocity already (section 3.2, eq. 7), for vectors of any dimension n.
+
+    .. math::
+        m_{ij} = u_{ij} \, φ_e(x_i, x_j, ‖r_{ij}‖^2, a_{ij}), \qquad
+        Δr_i = φ_v(x_i) \, v_i + C Σ_j (r_i - r_j) \, u_{ij} \, φ_x(m_{ij})
+
+    with the initial velocities v in every layer, and features a of the edges. Edges are not inferred here.
+
+    Args:
+        channels: C.
+        edge_channels: Of the edges' features a.
+        avg_num_neighbors: See :class:`EGNNConv`.
+
+    Example:
+        >>> conv = VelocityEGNNConv(8, edge_channels=2)
+        >>> edge_index = torch.tensor([[0, 1], [1, 2]])
+        >>> ones = torch.ones(2, 1)
+        >>> dx, shift = conv(torch.zeros(3, 8), edge_index, torch.ones(2, 5), ones, torch.ones(2, 2), torch.ones(3, 5))
+        >>> dx.shape, shift.shape
+        (torch.Size([3, 8]), torch.Size([3, 5]))
+    """
+
+    def __init__(self, channels: int, *, edge_channels: int = 0, avg_num_neighbors: float = 1.0) -> None:
+        super().__init__(channels, avg_num_neighbors=avg_num_neighbors)
+        del self.edge_gate
+        self.edge_mlp = nn.Sequential(MLP([2 * channels + 1 + edge_channels, channels, channels]), SiLU())
+        self.velocity_mlp = MLP([channels, channels, 1])
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Float[Tensor, "N C"],
+        edge_index: Int[Tensor, "2 E"],
+        edge_vec: Float[Tensor, "E n"],
+        edge_env: Float[Tensor, "E 1"],
+        edge_attr: Float[Tensor, "E A"],
+        vel: Float[Tensor, "N n"],
+    ) -> tuple[Float[Tensor, "N C"], Float[Tensor, "N n"]]:
+        """The updates of x and of the positions.
+
+        Args:
+            x: Scalars of the nodes.
+            edge_index: Sources j and targets i.
+            edge_vec: ``r_j − r_i``.
+            edge_env: Envelope of each edge.
+            edge_attr: Features of the edges that no reflection or rotation changes.
+            vel: Initial velocities.
+        """
+        m = self.edge_updater(
+            edge_index, size=(len(x), len(x)), x=x, edge_vec=edge_vec, edge_env=edge_env, edge_attr=edge_attr
+        )
+        moves = segment_sum(-edge_vec * (self.coordinate_mlp(m) * edge_env), edge_index[1], len(x))
+        return self.update_x(x, edge_index, m), self.velocity_mlp(x) * vel + moves / self.avg_num_neighbors
+
+    def edge_update(  # type: ignore[override]
+        self,
+        x_i: Float[Tensor, "E C"],
+        x_j: Float[Tensor, "E C"],
+        edge_vec: Float[Tensor, "E n"],
+        edge_env: Float[Tensor, "E 1"],
+        edge_attr: Float[Tensor, "E A"],
+    ) -> Float[Tensor, "E C"]:
+        """The message of source j to target i."""
+        square = edge_vec.square().sum(-1, keepdim=True)
+        m: Tensor = self.edge_mlp(torch.cat([x_i, x_j, square, edge_attr], -1)) * edge_env
+        return m
 
 
 class EGNN(Representation):

@@ -1,0 +1,194 @@
+"""Tensor Field Network: filters of radial functions and spherical harmonics, in all degrees."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from pyg_equivariant.models.base import Representation
+from pyg_equivariant.nn.activation import Activation, ShiftedSoftplus
+from pyg_equivariant.nn.conv import Conv
+from pyg_equivariant.nn.cutoff import CosineCutoff, Cutoff
+from pyg_equivariant.nn.embedding import AtomEmbedding
+from pyg_equivariant.nn.filter import RadialFilter
+from pyg_equivariant.nn.geometry import safe_norm
+from pyg_equivariant.nn.loops import with_loops
+from pyg_equivariant.nn.radial import EnvelopedBasis, GaussianBasis, RadialBasis
+from pyg_equivariant.nn.tensor_product import AllPaths, PathLinear, TensorProduct
+from pyg_equivariant.o3.harmonics import spherical_harmonics
+from pyg_equivariant.o3.layout import degree_slices, degrees
+
+__all__ = ["NormActivation", "TensorFieldConv", "TensorFieldNetwork", "degree_norms"]
+
+
+def degree_norms(x: Float[Tensor, "N 1 M C"], lmax: int) -> Float[Tensor, "N L C"]:
+    """Length of each degree, ``lmax + 1`` a channel: ``√(Σ_m x_lm² + 10⁻⁸)``, smooth where features vanish."""
+    squares = [x[:, 0, rows].square().sum(1) for rows in degree_slices(lmax)]
+    return (torch.stack(squares, 1) + 1e-8).sqrt()
+
+
+class NormActivation(nn.Module):
+    r"""The nonlinearity of section 4.1.4: :math:`η(x^0 + b^0)` and :math:`η(‖x^l‖ + b^l) \, x^l`.
+
+    Args:
+        channels: C.
+        lmax: Highest degree of the features.
+        activation: η; the shifted softplus of the paper if not given.
+    """
+
+    def __init__(self, channels: int, *, lmax: int, activation: Activation | None = None) -> None:
+        super().__init__()
+        self.lmax = lmax
+        self.degrees = degrees(lmax)[1:]
+        self.activation = activation or ShiftedSoftplus()
+        self.bias = nn.Parameter(torch.zeros(lmax + 1, channels))
+
+    def forward(self, x: Float[Tensor, "N 1 M C"]) -> Float[Tensor, "N 1 M C"]:
+        """Nonlinear features."""
+        factors = self.activation(degree_norms(x, self.lmax) + self.bias)
+        scalars = self.activation(x[:, :, :1] + self.bias[:1])
+        return torch.cat([scalars, x[:, :, 1:] * factors[:, self.degrees].unsqueeze(1)], 2)
+
+
+class TensorFieldConv(Conv):
+    r"""Point convolution, concatenation and self-interaction: ``x [N, 1, M, C] → [N, 1, M', D]``.
+
+    .. math::
+        y_i^{l_3} = W^{l_3} \bigoplus_{l_1 l_2} \frac{1}{\sqrt{\bar n}}
+        \sum_j R^{l_1 l_2 l_3}(‖r_{ij}‖) \, \big(Y^{l_2}(\hat r_{ij}) \otimes x_j^{l_1}\big)^{l_3}
+
+    with every l_1, l_2 that couple to l_3, whatever their parity (eqs. 2 and 3; :class:`AllPaths`). The radial
+    functions R, one a path and a channel, are an MLP of the basis; W mixes the channels of all paths to a degree. The
+    paper's sum includes i itself: edges from an atom to itself have the vector 0, whose harmonics are (1, 0, 0, ...).
+    Reference: Thomas et al. 2018, arXiv:1802.08219, sections 4.1.2 and 4.1.3.
+
+    Args:
+        in_channels: C.
+        out_channels: D.
+        paths: Couplings of features and harmonics; they fix M and M'.
+        num_basis: K.
+        hidden: Channels of the MLP's hidden layers.
+        avg_num_neighbors: Mean number of edges an atom receives, n̄; the paper has 1.
+
+    Example:
+        >>> conv = TensorFieldConv(4, 8, AllPaths(1, 2, 1), num_basis=5)
+        >>> edge_index = torch.tensor([[0, 1], [1, 2]])
+        >>> edge_sh = spherical_harmonics(torch.ones(2, 3), 2)
+        >>> conv(torch.ones(3, 1, 4, 4), edge_index, torch.ones(2, 5), edge_sh).shape
+        torch.Size([3, 1, 4, 8])
+    """
+
+    avg_num_neighbors: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        paths: AllPaths,
+        *,
+        num_basis: int,
+        hidden: Sequence[int] = (32,),
+        avg_num_neighbors: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.filter = RadialFilter(num_basis, paths.num_paths, in_channels, hidden)
+        self.product = TensorProduct(paths)
+        self.self_interaction = PathLinear(paths, in_channels, out_channels)
+        self.register_buffer("avg_num_neighbors", torch.tensor(float(avg_num_neighbors)))
+
+    def forward(
+        self,
+        x: Float[Tensor, "N 1 M C"],
+        edge_index: Int[Tensor, "2 E"],
+        edge_rbf: Float[Tensor, "E K"],
+        edge_sh: Float[Tensor, "E M2"],
+    ) -> Float[Tensor, "N 1 M3 D"]:
+        """New features.
+
+        Args:
+            x: Features of the atoms.
+            edge_index: Row 0 the source j, row 1 the target i.
+            edge_rbf: Radial basis times envelope.
+            edge_sh: Harmonics of ``r_j − r_i``, component-normalised.
+        """
+        received = self.propagate(
+            edge_index, x=x.transpose(1, 2), edge_sh=edge_sh, weight=self.filter(edge_rbf), size=(len(x), len(x))
+        )
+        y: Tensor = self.self_interaction([m * self.avg_num_neighbors.rsqrt() for m in received])[0]
+        return y
+
+    def message(
+        self, x_j: Float[Tensor, "E M 1 C"], edge_sh: Float[Tensor, "E M2"], weight: Float[Tensor, "E W C"]
+    ) -> list[Float[Tensor, "E _ _ 1 C"]]:
+        """All paths of the filtered tensor product, one tensor a degree."""
+        products: list[Tensor] = self.product(x_j, edge_sh, weight)
+        return products
+
+
+class TensorFieldNetwork(Representation):
+    """Layers of :class:`TensorFieldConv` and :class:`NormActivation`, without residual connections, as in the paper.
+
+    Reference: Thomas et al. 2018, arXiv:1802.08219. Degrees have no parity here, true and pseudotensors are one, so
+    that the network tells mirror images apart. What differs: the radial MLP has SiLU instead of ReLU and no biases, and
+    its Gaussians an envelope, for smooth forces and an end of the interaction; and since the paper has no energies,
+    the scalars at the end are those of the last layer plus a mixture of its features' lengths.
+
+    Args:
+        channels: C.
+        num_layers: Number of layers; three in the paper's tasks on points and molecules.
+        lmax: Highest degree of features and harmonics; the paper uses 1 and 2.
+        cutoff: Radius in Å.
+        radial: Basis of edge lengths; 20 Gaussians if not given.
+        envelope: Cosine if not given.
+        avg_num_neighbors: Mean number of edges an atom receives.
+    """
+
+    paper = "Thomas et al. 2018, arXiv:1802.08219"
+    group = "SE(3)"
+
+    def __init__(
+        self,
+        channels: int = 32,
+        num_layers: int = 3,
+        *,
+        lmax: int = 2,
+        cutoff: float = 5.0,
+        radial: RadialBasis | None = None,
+        envelope: Cutoff | None = None,
+        avg_num_neighbors: float = 1.0,
+    ) -> None:
+        super().__init__(channels, cutoff, lmax=lmax)
+        self.embedding = AtomEmbedding(channels)
+        self.radial = EnvelopedBasis(radial or GaussianBasis(20, cutoff), envelope or CosineCutoff(cutoff))
+        self.convs = nn.ModuleList(
+            TensorFieldConv(
+                channels,
+                channels,
+                AllPaths(lmax if index else 0, lmax, lmax),
+                num_basis=self.radial.num_basis,
+                avg_num_neighbors=avg_num_neighbors,
+            )
+            for index in range(num_layers)
+        )
+        self.activations = nn.ModuleList(NormActivation(channels, lmax=lmax) for _ in range(num_layers))
+        self.lengths = nn.Linear((lmax + 1) * channels, channels, bias=False)
+        nn.init.normal_(self.lengths.weight, std=1 / math.sqrt(self.lengths.in_features))
+
+    def forward(
+        self,
+        z: Int[Tensor, " N"],
+        edge_index: Int[Tensor, "2 E"],
+        edge_vec: Float[Tensor, "E 3"],
+    ) -> Float[Tensor, "N 1 M C"]:
+        """Features of the atoms; the arguments are those of :class:`Representation`."""
+        # the sum over neighbours includes the atom itself
+        edge_index, edge_vec = with_loops(edge_index, edge_vec, len(z))
+        edge_rbf = self.radial(safe_norm(edge_vec))
+        edge_sh = spherical_harmonics(edge_vec, self.lmax)
+        x: Tensor = self.embedding(z)[:, None, None]
+        for conv, activation in zip(self.convs, self.activations, strict=True):
+            x = activation(conv(x, edge_index, edge_rbf, edge_sh))
+        lengths = self.lengths(degree_norms(x, self.lmax).flatten(1))[:, None, None]
+        return torch.cat([x[:, :, :1] + lengths, x[:, :, 1:]], 2)

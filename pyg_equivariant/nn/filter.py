@@ -1,0 +1,40 @@
+"""Learned radial functions of the paths of a tensor product."""
+
+import math
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyg_equivariant.nn.gate import SILU_SCALE
+from pyg_equivariant.nn.mlp import MLP
+
+__all__ = ["RadialFilter"]
+
+
+class RadialFilter(nn.Module):
+    """``edge_rbf [E, K] → weight [E, W, C]``: an MLP without biases, so that zero stays zero.
+
+    With a basis under an envelope the filters vanish smoothly at the cutoff. Their mean square is about that of the
+    basis at the start.
+
+    Args:
+        num_basis: K.
+        num_paths: W.
+        channels: C.
+        hidden: Channels of the MLP's hidden layers.
+    """
+
+    def __init__(self, num_basis: int, num_paths: int, channels: int, hidden: Sequence[int] = (32,)) -> None:
+        super().__init__()
+        self.num_paths = num_paths
+        self.mlp = MLP([num_basis, *hidden, num_paths * channels], bias=False)
+        layers = [layer for layer in self.mlp if isinstance(layer, nn.Linear)]
+        for index, layer in enumerate(layers):
+            gain = SILU_SCALE if index else 1.0
+            nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.in_features))
+
+    def forward(self, edge_rbf: Float[Tensor, "E K"]) -> Float[Tensor, "E W C"]:
+        """The filters at the edges' lengths."""
+        weight: Tensor = self.mlp(edge_rbf)
+        return weight.unflatten(1, (self.num_paths, -1))

@@ -12,7 +12,7 @@ from pyg_equivariant.nn.conv import Conv, segment_sum
 from pyg_equivariant.nn.cutoff import CosineCutoff
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.geometry import safe_norm
-from pyg_equivariant.nn.mlp import MLP
+from pyg_equivariant.nn.mlp import MLP, PairMLP
 
 __all__ = ["EGNN", "EGNNConv", "FrozenEGNN", "FrozenEGNNConv", "VelocityEGNNConv"]
 
@@ -33,7 +33,8 @@ class FrozenEGNNConv(Conv):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.edge_mlp = nn.Sequential(MLP([2 * channels + 1, channels, channels]), SiLU())
+        self.edge_mlp = PairMLP(channels, 1, [channels, channels])
+        self.activation = SiLU()
         self.edge_gate = nn.Sequential(nn.Linear(channels, 1), nn.Sigmoid())
         self.node_mlp = MLP([2 * channels, channels, channels])
 
@@ -62,21 +63,7 @@ class FrozenEGNNConv(Conv):
         edge_env: Float[Tensor, "E 1"],
     ) -> Float[Tensor, "E C"]:
         """Messages of all edges (eq. 3), gated and enveloped."""
-        messages: Tensor = self.edge_updater(
-            edge_index, size=(len(x), len(x)), x=x, edge_vec=edge_vec, edge_env=edge_env
-        )
-        return messages
-
-    def edge_update(
-        self,
-        x_i: Float[Tensor, "E C"],
-        x_j: Float[Tensor, "E C"],
-        edge_vec: Float[Tensor, "E n"],
-        edge_env: Float[Tensor, "E 1"],
-    ) -> Float[Tensor, "E C"]:
-        """The message of source j to target i."""
-        square = edge_vec.square().sum(-1, keepdim=True)
-        m = self.edge_mlp(torch.cat([x_i, x_j, square], -1))
+        m = self.activation(self.edge_mlp.of_edges(x, edge_index, edge_vec.square().sum(-1, keepdim=True)))
         gated: Tensor = m * (self.edge_gate(m) * edge_env)
         return gated
 
@@ -160,7 +147,7 @@ class VelocityEGNNConv(EGNNConv):
     def __init__(self, channels: int, *, edge_channels: int = 0, avg_num_neighbors: float = 1.0) -> None:
         super().__init__(channels, avg_num_neighbors=avg_num_neighbors)
         del self.edge_gate
-        self.edge_mlp = nn.Sequential(MLP([2 * channels + 1 + edge_channels, channels, channels]), SiLU())
+        self.edge_mlp = PairMLP(channels, 1 + edge_channels, [channels, channels])
         self.velocity_mlp = MLP([channels, channels, 1])
 
     def forward(  # type: ignore[override]
@@ -182,24 +169,10 @@ class VelocityEGNNConv(EGNNConv):
             edge_attr: Features of the edges that no reflection or rotation changes.
             vel: Initial velocities.
         """
-        m = self.edge_updater(
-            edge_index, size=(len(x), len(x)), x=x, edge_vec=edge_vec, edge_env=edge_env, edge_attr=edge_attr
-        )
+        edge = torch.cat([edge_vec.square().sum(-1, keepdim=True), edge_attr], -1)
+        m = self.activation(self.edge_mlp.of_edges(x, edge_index, edge)) * edge_env
         moves = segment_sum(-edge_vec * (self.coordinate_mlp(m) * edge_env), edge_index[1], len(x))
         return self.update_x(x, edge_index, m), self.velocity_mlp(x) * vel + moves / self.avg_num_neighbors
-
-    def edge_update(  # type: ignore[override]
-        self,
-        x_i: Float[Tensor, "E C"],
-        x_j: Float[Tensor, "E C"],
-        edge_vec: Float[Tensor, "E n"],
-        edge_env: Float[Tensor, "E 1"],
-        edge_attr: Float[Tensor, "E A"],
-    ) -> Float[Tensor, "E C"]:
-        """The message of source j to target i."""
-        square = edge_vec.square().sum(-1, keepdim=True)
-        m: Tensor = self.edge_mlp(torch.cat([x_i, x_j, square, edge_attr], -1)) * edge_env
-        return m
 
 
 class EGNN(Representation):

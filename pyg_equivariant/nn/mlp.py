@@ -4,11 +4,13 @@ import itertools
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pyg_equivariant.nn.activation import Activation, SiLU
 
-__all__ = ["MLP", "dense"]
+__all__ = ["MLP", "PairMLP", "dense"]
 
 
 def dense(in_channels: int, out_channels: int, *, bias: bool = True) -> nn.Linear:
@@ -44,3 +46,45 @@ class MLP(nn.Sequential):
     def __call__(self, x: Tensor) -> Tensor:
         """``[..., sizes[0]] → [..., sizes[-1]]``."""
         return torch.nn.Module.__call__(self, x)
+
+
+class PairMLP(MLP):
+    """An MLP of ``[x_i, x_j, edge]`` for all edges, whose first layer multiplies x once a node, not once an edge.
+
+    Args:
+        channels: C, of the nodes.
+        edge_channels: K, of the edges.
+        sizes: Channels of hidden layers and output.
+        activation: SiLU if not given.
+
+    Example:
+        >>> mlp, x, edge = PairMLP(4, 1, [8, 2]), torch.ones(3, 4), torch.ones(1, 1)
+        >>> edge_index = torch.tensor([[0], [2]])
+        >>> torch.allclose(mlp.of_edges(x, edge_index, edge), mlp(torch.ones(1, 9)))
+        True
+    """
+
+    def __init__(
+        self, channels: int, edge_channels: int, sizes: Sequence[int], activation: Activation | None = None
+    ) -> None:
+        super().__init__([2 * channels + edge_channels, *sizes], activation)
+        self.split = [channels, channels, edge_channels]
+
+    def of_edges(
+        self, x: Float[Tensor, "N C"], edge_index: Int[Tensor, "2 E"], edge: Float[Tensor, "E K"]
+    ) -> Float[Tensor, "E D"]:
+        """The MLP of source j and target i of every edge.
+
+        Args:
+            x: Features of the nodes.
+            edge_index: Sources j and targets i.
+            edge: Features of the edges.
+        """
+        first, *rest = self
+        assert isinstance(first, nn.Linear)
+        to_target, to_source, to_edge = first.weight.split(self.split, dim=1)
+        y = functional.linear(x, to_target, first.bias).index_select(0, edge_index[1])
+        y = y + functional.linear(x, to_source).index_select(0, edge_index[0]) + functional.linear(edge, to_edge)
+        for layer in rest:
+            y = layer(y)
+        return y

@@ -25,7 +25,7 @@ def test_equations():
             if i == j:
                 continue
             square = (pos[i] - pos[j]).square().sum().view(1)
-            m = conv.edge_mlp(torch.cat([x[i], x[j], square]))
+            m = conv.activation(conv.edge_mlp(torch.cat([x[i], x[j], square])))
             m = m * conv.edge_gate(m)
             received += m
             moved += (pos[i] - pos[j]) * conv.coordinate_mlp(m) / 4

@@ -1,8 +1,10 @@
 """One paper, one file. The contract tests, the command line and the table of models follow from ``__all__``."""
 
+from pyg_equivariant.models.dimenet import DimeNetPlusPlus
 from pyg_equivariant.models.egnn import EGNN, FrozenEGNN
 from pyg_equivariant.models.nequip import NequIP
 from pyg_equivariant.models.painn import PaiNN
+from pyg_equivariant.models.physnet import PhysNet
 from pyg_equivariant.models.schnet import SchNet
 
-__all__ = ["EGNN", "FrozenEGNN", "NequIP", "PaiNN", "SchNet"]
+__all__ = ["EGNN", "DimeNetPlusPlus", "FrozenEGNN", "NequIP", "PaiNN", "PhysNet", "SchNet"]

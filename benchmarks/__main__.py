@@ -80,7 +80,10 @@ class Process:
 
     def turn(self, case: str) -> None:
         """Its part of a round."""
-        self.rounds.append(self.ask(do="run", case=case, steps=self.count))
+        answer = self.ask(do="run", case=case, steps=self.count)
+        if "error" in answer:
+            raise RuntimeError(f"{self.side} {self.mode}, {case}: {answer['error']}")
+        self.rounds.append(answer)
 
     def medians(self, clock: str) -> list[float]:
         """Milliseconds per step of each round."""
@@ -88,9 +91,8 @@ class Process:
 
     def end(self) -> None:
         """Lets it go."""
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait()
+        with self.process:  # closes the pipes and waits
+            pass
 
 
 def compare(
@@ -105,7 +107,8 @@ def compare(
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, str]]]:
     """All cases of one of a peer's models, and the versions of both sides."""
     duel = peer(name).MODELS[model]
-    sides = [(name, mode) for mode in duel.modes if mode in modes] + [("ours", mode) for mode in modes]
+    theirs = [mode for mode in duel.modes if mode in modes] or list(duel.modes)
+    sides = [(name, mode) for mode in theirs] + [("ours", mode) for mode in modes]
     processes = [Process(name, model, side, mode, folder, threads, device) for side, mode in sides]
     try:
         results = []
@@ -208,7 +211,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", help="of the peers, by name; all if not given")
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), metavar="CASE")
     parser.add_argument(
-        "--modes", nargs="+", choices=MODES, default=list(MODES), help="of both sides, where a peer has it"
+        "--modes", nargs="+", choices=MODES, default=list(MODES), help="of both sides, where a peer has them"
     )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=10)

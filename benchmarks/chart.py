@@ -51,7 +51,7 @@ def draw(document: dict[str, Any], file: Path, clock: str = "wall") -> None:
                     value = fastest(result, clock)
                     assert value is not None
                     axis.barh(y, value, 0.9 * height, color=COLORS[case])
-                    axis.text(value, y, f" {value:.1f}", va="center", fontsize=7)
+                    axis.text(value, y, f"  {value:.1f}", va="center", fontsize=7)
                     eager = _ratio(result, "eager", "eager", clock)
                     if eager is not None:
                         axis.plot(eager, y, "D", color="black", markersize=3)

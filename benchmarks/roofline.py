@@ -18,6 +18,7 @@ from statistics import median
 from typing import Any
 
 import torch
+import torch._inductor.config
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -27,19 +28,18 @@ from benchmarks.ours import Ours
 from benchmarks.steps import make_step, measure
 from pyg_equivariant.models import PaiNN
 
-# by parts of a kernel's name; the first that fits
+# by the beginning of an operator's name; the first that fits
 CLASSES = {
-    "optimizer": ("optimizer", "_foreach", "_fused_adam", "lerp", "addcmul", "addcdiv"),
-    "matrix products": ("mm", "linear", "bmm", "matmul", "mkl_"),
-    "gather and scatter": ("index", "gather", "scatter", "embedding"),
-    "elementwise, fused": ("cpp_fused",),
-    "copies": ("copy", "cat", "zero", "fill", "clone", "empty", "contiguous", "ones", "pad"),
-    "reductions": ("sum", "norm", "mean"),
+    "matrix products": ("mm", "addmm", "bmm", "baddbmm", "linear", "matmul", "einsum"),
+    "gather and scatter": ("index", "gather", "scatter", "embedding", "segment"),
+    "copies": ("copy", "cat", "zero", "fill", "clone", "empty", "contiguous", "ones", "constant_pad", "_to_copy"),
+    "reductions": ("sum", "norm", "mean", "linalg_vector_norm"),
     "elementwise": (
-        "add", "sub", "mul", "div", "neg", "silu", "sigmoid", "exp", "sqrt", "pow", "square", "cos", "sin", "where",
-        "clamp", "mse", "rsub", "lt", "le", "gt", "eq", "tanh", "reciprocal",
+        "add", "sub", "rsub", "mul", "div", "neg", "silu", "sigmoid", "exp", "sqrt", "rsqrt", "pow", "cos", "sin",
+        "where", "clamp", "mse", "lt", "le", "gt", "ge", "eq", "ne", "tanh", "reciprocal", "lerp", "softplus",
     ),
 }  # fmt: skip
+GATHERS = ("index", "gather", "scatter", "embedding")
 OTHER = "other (dispatch, autograd, Python)"
 
 
@@ -59,8 +59,13 @@ def count_flops(step: Callable[[], object]) -> int:
 
 def class_of(kernel: str) -> str:
     """The class of a kernel, by its name."""
-    name = kernel.lower().removeprefix("aten::")
-    return next((label for label, parts in CLASSES.items() if any(part in name for part in parts)), OTHER)
+    name = kernel.lower()
+    if "cpp_fused" in name:
+        return "fused with gather or scatter" if any(part in name for part in GATHERS) else "fused elementwise"
+    if not name.startswith("aten::"):
+        return OTHER
+    name = name.removeprefix("aten::")
+    return next((label for label, starts in CLASSES.items() if name.startswith(starts)), OTHER)
 
 
 def shares(step: Callable[[], object], steps: int) -> dict[str, float]:

@@ -92,11 +92,11 @@ def peak_memory(step: Callable[[], object], device: str = "cpu") -> float | None
         before = torch.cuda.memory_allocated()
         step()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    status = Path("/proc/self/status")
-    if not status.exists():
+    status, mark = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not mark.exists():
         return None
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the mark falls to what is resident now
+    mark.write_text("5")  # the mark falls to what is resident now
     before = _resident(status, "VmRSS")
     step()
     return (_resident(status, "VmHWM") - before) / 1024

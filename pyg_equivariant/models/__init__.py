@@ -2,9 +2,10 @@
 
 from pyg_equivariant.models.dimenet import DimeNetPlusPlus
 from pyg_equivariant.models.egnn import EGNN, FrozenEGNN
+from pyg_equivariant.models.equivariant_transformer import EquivariantTransformer
 from pyg_equivariant.models.nequip import NequIP
 from pyg_equivariant.models.painn import PaiNN
 from pyg_equivariant.models.physnet import PhysNet
 from pyg_equivariant.models.schnet import SchNet
 
-__all__ = ["EGNN", "DimeNetPlusPlus", "FrozenEGNN", "NequIP", "PaiNN", "PhysNet", "SchNet"]
+__all__ = ["EGNN", "DimeNetPlusPlus", "EquivariantTransformer", "FrozenEGNN", "NequIP", "PaiNN", "PhysNet", "SchNet"]

@@ -124,7 +124,7 @@ def test_refusals_are_one_sentence(args: list[str], message: str, capsys: pytest
 
 def test_a_misspelt_key_of_a_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     text = (RECIPES / "rmd17.yaml").read_text()
-    for old, new in (("lr: 1", "lrr: 1"), ("max_epochs", "max_epoch"), ("PaiNN", "PaiN"), ("warmup", "warmpu")):
+    for old, new in (("lr: 2", "lrr: 2"), ("max_epochs", "max_epoch"), ("PaiNN", "PaiN"), ("warmup", "warmpu")):
         Path("bad.yaml").write_text(text.replace(old, new))
         assert main(["fit", "--config", "bad.yaml"]) == 2
         lines = capsys.readouterr().err.splitlines()

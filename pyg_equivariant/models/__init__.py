@@ -7,5 +7,16 @@ from pyg_equivariant.models.nequip import NequIP
 from pyg_equivariant.models.painn import PaiNN
 from pyg_equivariant.models.physnet import PhysNet
 from pyg_equivariant.models.schnet import SchNet
+from pyg_equivariant.models.visnet import ViSNet
 
-__all__ = ["EGNN", "DimeNetPlusPlus", "EquivariantTransformer", "FrozenEGNN", "NequIP", "PaiNN", "PhysNet", "SchNet"]
+__all__ = [
+    "EGNN",
+    "DimeNetPlusPlus",
+    "EquivariantTransformer",
+    "FrozenEGNN",
+    "NequIP",
+    "PaiNN",
+    "PhysNet",
+    "SchNet",
+    "ViSNet",
+]

@@ -11,7 +11,7 @@ from benchmarks.cases import CUTOFF, ELEMENTS, Case
 from benchmarks.peers import Duel
 from benchmarks.steps import Contestant
 
-REQUIREMENTS = ["mace-torch==0.3.16", "e3nn==0.4.4"]
+REQUIREMENTS = ["mace-torch==0.3.16", "e3nn==0.4.4", "matscipy==1.3.1", "prettytable==3.16.0", "torch-ema==0.3"]
 
 NEIGHBORS = 15.0  # mean number, for the normalisation of sums; about that of aspirin
 

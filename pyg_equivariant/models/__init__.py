@@ -2,15 +2,18 @@
 
 from pyg_equivariant.models.dimenet import DimeNetPlusPlus
 from pyg_equivariant.models.egnn import EGNN, FrozenEGNN
+from pyg_equivariant.models.eqgat import EQGAT
 from pyg_equivariant.models.equivariant_transformer import EquivariantTransformer
 from pyg_equivariant.models.nequip import NequIP
 from pyg_equivariant.models.painn import PaiNN
 from pyg_equivariant.models.physnet import PhysNet
 from pyg_equivariant.models.schnet import SchNet
+from pyg_equivariant.models.tensornet import TensorNet
 from pyg_equivariant.models.visnet import ViSNet
 
 __all__ = [
     "EGNN",
+    "EQGAT",
     "DimeNetPlusPlus",
     "EquivariantTransformer",
     "FrozenEGNN",
@@ -18,5 +21,6 @@ __all__ = [
     "PaiNN",
     "PhysNet",
     "SchNet",
+    "TensorNet",
     "ViSNet",
 ]

@@ -1,9 +1,11 @@
 """One paper, one file. The contract tests, the command line and the table of models follow from ``__all__``."""
 
+from pyg_equivariant.models.allegro import Allegro
 from pyg_equivariant.models.dimenet import DimeNetPlusPlus
 from pyg_equivariant.models.egnn import EGNN, FrozenEGNN
 from pyg_equivariant.models.eqgat import EQGAT
 from pyg_equivariant.models.equivariant_transformer import EquivariantTransformer
+from pyg_equivariant.models.mace import MACE
 from pyg_equivariant.models.nequip import NequIP
 from pyg_equivariant.models.painn import PaiNN
 from pyg_equivariant.models.physnet import PhysNet
@@ -14,6 +16,8 @@ from pyg_equivariant.models.visnet import ViSNet
 __all__ = [
     "EGNN",
     "EQGAT",
+    "MACE",
+    "Allegro",
     "DimeNetPlusPlus",
     "EquivariantTransformer",
     "FrozenEGNN",

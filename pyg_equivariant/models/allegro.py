@@ -157,8 +157,8 @@ class AllegroConv(Conv):
 class Allegro(Representation):
     r"""Energies of edges, each of which knows its target's other neighbours and nothing beyond them.
 
-    No messages are passed on: the receptive field is one cutoff, whatever the number of layers, and space can be cut into pieces for
-    simulations on many machines. With B the radial basis under its envelope and S = ``channels``
+    No messages are passed on: the receptive field is one cutoff, whatever the number of layers, and space can be cut
+    into pieces for simulations on many machines. With B the radial basis under its envelope and S = ``channels``
 
     .. math::
         b_{ij} = \mathrm{MLP}\big((u_{z_i} \| u'_{z_j}) \odot W B(d_{ij})\big), \qquad

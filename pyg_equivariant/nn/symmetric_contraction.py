@@ -93,10 +93,10 @@ class SymmetricContraction(ExactConstants):
         if correlation < 1:
             raise ValueError(f"SymmetricContraction needs a correlation of 1 or more, got {correlation}")
         self.lmax_out = lmax_out
-        self.half = (correlation + 1) // 2
+        self.max_high = (correlation + 1) // 2
         self.paths: list[tuple[int, tuple[int, ...]]] = []
         # Index 0 stands for the constant one, so that shorter products are products of full length too.
-        num_high = math.comb(num_components(lmax_in) + self.half, self.half)
+        num_high = math.comb(num_components(lmax_in) + self.max_high, self.max_high)
         for degree in range(lmax_out + 1):
             first = len(self.paths)
             rows: dict[tuple[int, int], Tensor] = {}  # (path, low product) -> what the high products contribute
@@ -107,10 +107,10 @@ class SymmetricContraction(ExactConstants):
                 for path in symmetric_coupling(degrees, degree):
                     for product, column in zip(products, path.T, strict=True):
                         if column.any():
-                            low, high = product[: -self.half], product[-self.half :]
-                            key = (len(self.paths), _position(low, self.half))
+                            low, high = product[: -self.max_high], product[-self.max_high :]
+                            key = (len(self.paths), _position(low, self.max_high))
                             row = rows.setdefault(key, torch.zeros(2 * degree + 1, num_high, dtype=torch.float64))
-                            row[:, _position(high, self.half)] = column
+                            row[:, _position(high, self.max_high)] = column
                     self.paths.append((degree, degrees))
             table = torch.stack([*rows.values()], dim=1) / math.sqrt(len(self.paths) - first)
             self.register_constant(f"table_{degree}", table.flatten(0, 1))
@@ -124,7 +124,7 @@ class SymmetricContraction(ExactConstants):
         weight = self.weight(z).transpose(0, 1)
         factors = torch.cat([x.new_ones(1, num_atoms, channels), x[:, 0].transpose(0, 1)])
         products = factors
-        for order in range(1, self.half):  # all products with no component beyond a are a prefix of the shorter ones
+        for order in range(1, self.max_high):  # those with no component beyond a are a prefix of the shorter ones
             parts = [factors[a] * products[: math.comb(a + order, order)] for a in range(len(factors))]
             products = torch.cat(parts)
         outcome = []

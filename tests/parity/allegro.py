@@ -18,6 +18,7 @@ sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file_
 
 import torch
 from allegro.model import AllegroModel
+from nequip.utils.global_state import set_global_state
 from torch import Tensor, nn
 
 from pyg_equivariant.data import RadiusGraph
@@ -27,7 +28,7 @@ from pyg_equivariant.testing import example_molecule, potential_of
 
 GOLDEN = Path(__file__).with_suffix(".json")
 CHANNELS, TENSOR_CHANNELS, CUTOFF, ELEMENTS = 8, 4, 3.0, (1, 6, 7, 8)
-NAMES = ("H", "C", "N", "O")
+NAMES = ["H", "C", "N", "O"]
 SETTINGS = {
     "2 layers": {"num_layers": 2, "lmax": 1, "parity": 2},
     "3 layers, no pseudotensors": {"num_layers": 3, "lmax": 2, "parity": 1},
@@ -151,6 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="store what the peer predicts")
     write = parser.parse_args().write
+    set_global_state(allow_tf32=False)
     torch.set_default_dtype(torch.float64)
     models = {name: {"settings": settings, "predictions": compare(name)} for name, settings in SETTINGS.items()}
     if write:

@@ -216,7 +216,8 @@ def main() -> None:
         peer = f"mace-torch {version('mace-torch')}, e3nn {version('e3nn')}: modules.MACE, use_reduced_cg=False"
         inputs = (
             f"testing.example_molecule(seed=seed), cutoff {CUTOFF}, {CHANNELS} channels, elements {ELEMENTS}, "
-            f"5 neighbours on average, weights by testing.potential_of with the published read-out of {HIDDEN} units; float64"
+            "5 neighbours on average, weights by testing.potential_of with the published read-out of "
+            f"{HIDDEN} units; float64"
         )
         GOLDEN.write_text(json.dumps({"peer": peer, "inputs": inputs, "models": models}, indent=2) + "\n")
 

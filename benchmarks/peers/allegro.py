@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmarks.cases import CUTOFF, ELEMENTS
+from benchmarks.cases import CUTOFF
 from benchmarks.peers import Duel
 from benchmarks.peers.nequip import NEIGHBORS, NequIPFramework
 from benchmarks.peers.nequip import REQUIREMENTS as FRAMEWORK
@@ -32,7 +32,7 @@ def _allegro(forces: bool, mode: str) -> Contestant:
 
 
 def _ours(allegro: Any) -> Any:
-    return allegro(64, 2, lmax=1, cutoff=CUTOFF, elements=ELEMENTS, avg_num_neighbors=NEIGHBORS)
+    return allegro(64, 2, tensor_channels=32, lmax=1, parity=2, cutoff=CUTOFF, avg_num_neighbors=NEIGHBORS)
 
 
 MODELS = {"Allegro": Duel(_allegro, "Allegro", _ours, ("eager", "compiled"))}

@@ -107,22 +107,24 @@ def _preset_s(forces: bool, mode: str) -> Contestant:
     return NequIPFramework(PresetNequIPGNNModel, forces, mode, preset="S")
 
 
+def _ours(nequip: Any, channels: int, num_layers: int, parity: int) -> Any:
+    from pyg_equivariant.nn.radial import BesselBasis
+
+    return nequip(
+        channels,
+        num_layers,
+        lmax=1,
+        parity=parity,
+        lmax_out=0,
+        cutoff=CUTOFF,
+        radial=BesselBasis(8, CUTOFF),
+        elements=ELEMENTS,
+        avg_num_neighbors=NEIGHBORS,
+    )
+
+
 MODELS = {
-    "NequIP": Duel(
-        _nequip,
-        "NequIP",
-        lambda nequip: nequip(
-            32, 4, lmax=1, parity=2, lmax_out=0, cutoff=CUTOFF, elements=ELEMENTS, avg_num_neighbors=NEIGHBORS
-        ),
-        ("eager", "compiled"),
-    ),
+    "NequIP": Duel(_nequip, "NequIP", lambda nequip: _ours(nequip, 32, 4, 2), ("eager", "compiled")),
     # 128 scalars and 64 vectors there, 128 of both here
-    "NequIP S": Duel(
-        _preset_s,
-        "NequIP",
-        lambda nequip: nequip(
-            128, 2, lmax=1, parity=1, lmax_out=0, cutoff=CUTOFF, elements=ELEMENTS, avg_num_neighbors=NEIGHBORS
-        ),
-        ("eager", "compiled"),
-    ),
+    "NequIP S": Duel(_preset_s, "NequIP", lambda nequip: _ours(nequip, 128, 2, 1), ("eager", "compiled")),
 }

@@ -124,5 +124,5 @@ def _at_cutoff(**settings: Any) -> Callable[[Any], Any]:
 MODELS = {
     "SchNet": Duel(_schnet, "SchNet", _at_cutoff(channels=128, num_layers=6), cases=MOLECULES),
     "DimeNet++": Duel(_dimenet, "DimeNetPlusPlus", _at_cutoff(channels=128, num_layers=4), cases=MOLECULES),
-    "ViSNet": Duel(_visnet, "ViSNet", _at_cutoff(channels=128, num_layers=6), cases=MOLECULES),
+    "ViSNet": Duel(_visnet, "ViSNet", _at_cutoff(channels=128, num_layers=6, lmax=1), cases=MOLECULES),
 }

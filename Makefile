@@ -1,8 +1,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := dev,qm9,xtb
+PARITY := allegro mace torchmdnet
 
-.PHONY: quickstart test lint types peers clean
+.PHONY: quickstart test lint types peers parity clean
 
 quickstart: .venv/installed
 	$(BIN)/pyg-equivariant quickstart
@@ -25,6 +26,10 @@ types: .venv/installed
 
 peers: .venv/installed
 	$(BIN)/python -m benchmarks.environments $(PEERS)
+
+parity: .venv/installed
+	$(BIN)/python -m benchmarks.environments $(PARITY)
+	for peer in $(PARITY); do PYTHONPATH=. benchmarks/.envs/$$peer/bin/python tests/parity/$$peer.py || exit 1; done
 
 clean:
 	rm -rf .venv benchmarks/.envs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -15,7 +15,7 @@ from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.geometry import safe_norm, unit_vectors
 from pyg_equivariant.nn.orthogonal import orthogonal_dense
 from pyg_equivariant.nn.radial import TrainableBesselBasis
-from pyg_equivariant.nn.triplets import find_triplets
+from pyg_equivariant.nn.triplets import Triplets, find_triplets
 
 __all__ = ["DimeNet", "DimeNetConv", "DimeNetPlusPlus", "DimeNetPlusPlusConv"]
 
@@ -23,54 +23,61 @@ __all__ = ["DimeNet", "DimeNetConv", "DimeNetPlusPlus", "DimeNetPlusPlusConv"]
 class DimeNetConv(Conv):
     r"""The directional message passing (arXiv:2003.03123, eq. 4 and figure 4), from edges k → j to edges j → i.
 
-    .. math:: y_{ji} = Σ_{k ≠ i} \, (W s_{kj,ji})^\top \, \mathbf W \big( σ(W x_{kj}) ∘ W e_{kj} \big)
+    .. math:: y_{ji} = Σ_{k ≠ i} \, (W s_{kj,ji})^\top \, \mathbf W \big( σ(W x_{kj}) ∘ W e_{kj} \big), \qquad
+        s_{kj,ji} = s_{lk}(d_{kj}) \, Y_{l0}(α_{kji})
 
-    with the bilinear :math:`\mathbf W`, ``[S', C, C]``. Its product with the messages is taken once an edge, so that a
-    triplet costs S'·C.
+    with the bilinear :math:`\mathbf W`, ``[C, S, C]``. Only Y depends on both edges. All else is done once an edge, and
+    the sum over the edges that meet in an atom is a product of matrices.
 
     Args:
         channels: C.
-        num_basis: K, columns of ``edge_rbf``.
-        num_spherical: S, columns of ``triplet_sbf``.
-        bilinear: S'.
+        num_basis: K, radial functions of the edges, and of the angles a degree.
+        num_degrees: L.
+        bilinear: S.
 
     Example:
-        >>> conv = DimeNetConv(8, num_basis=6, num_spherical=42)
-        >>> triplet_index = torch.tensor([[2, 1], [0, 3]])
-        >>> conv(torch.zeros(4, 8), triplet_index, torch.zeros(4, 6), torch.zeros(2, 42)).shape
+        >>> conv = DimeNetConv(8, num_basis=6, num_degrees=7)
+        >>> edge_index = torch.tensor([[1, 0, 2, 1], [0, 1, 1, 2]])
+        >>> edge_dir = torch.tensor([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]])
+        >>> triplets = find_triplets(edge_index, edge_dir, 3)
+        >>> angles = triplets.legendre(edge_dir, 7)
+        >>> conv(torch.zeros(4, 8), torch.zeros(4, 6), torch.zeros(4, 7, 6), angles, triplets).shape
         torch.Size([4, 8])
     """
 
-    def __init__(self, channels: int, num_basis: int, num_spherical: int, *, bilinear: int = 8) -> None:
+    def __init__(self, channels: int, num_basis: int, num_degrees: int, *, bilinear: int = 8) -> None:
         super().__init__()
         self.dense = orthogonal_dense(channels, channels)
         self.radial = orthogonal_dense(num_basis, channels, bias=False)
-        self.angular = orthogonal_dense(num_spherical, bilinear, bias=False)
+        self.angular = orthogonal_dense(num_degrees * num_basis, bilinear, bias=False)
         self.weight = nn.Parameter(torch.randn(channels, bilinear, channels) * (2.0 / channels))
 
     def forward(
         self,
         x: Float[Tensor, "E C"],
-        triplet_index: Int[Tensor, "2 T"],
         edge_rbf: Float[Tensor, "E K"],
-        triplet_sbf: Float[Tensor, "T S"],
+        edge_sbf: Float[Tensor, "E L K"],
+        angles: Float[Tensor, "N D DL"],
+        triplets: Triplets,
     ) -> Float[Tensor, "E C"]:
         """The sum over the edges that meet each edge.
 
         Args:
             x: Messages of the edges.
-            triplet_index: Row 0 the edge k → j, row 1 the edge j → i.
-            edge_rbf: Radial basis, zero from the cutoff on.
-            triplet_sbf: Spherical basis of the length of k → j and the angle.
+            edge_rbf: Radial basis e, zero from the cutoff on.
+            edge_sbf: Radial part of the spherical basis s, likewise.
+            angles: The part Y of the angles, ``triplets.legendre(edge_dir, L)``.
+            triplets: Pairs of edges.
         """
         x = functional.silu(self.dense(x)) * self.radial(edge_rbf)
-        mixed = (x @ self.weight.flatten(0, 1).T).unflatten(1, self.weight.shape[:2])
-        y: Tensor = self.propagate(triplet_index, size=(len(x), len(x)), x=mixed, sbf=self.angular(triplet_sbf))
-        return y
+        mixed = (x @ self.weight.transpose(0, 1).flatten(0, 1).T).unflatten(1, (-1, x.shape[1]))
+        return self.message_and_aggregate(triplets, angles, torch.bmm(_by_degree(edge_sbf, self.angular), mixed))
 
-    def message(self, x_j: Float[Tensor, "T C B"], sbf: Float[Tensor, "T B"]) -> Float[Tensor, "T C"]:
-        """What the edge k → j sends to the edge j → i."""
-        return torch.bmm(x_j, sbf.unsqueeze(-1)).squeeze(-1)
+    def message_and_aggregate(  # type: ignore[override]
+        self, triplets: Triplets, angles: Float[Tensor, "N D DL"], values: Float[Tensor, "E L C"]
+    ) -> Float[Tensor, "E C"]:
+        """Each edge j → i receives the values of the edges k → j, weighted by the angles."""
+        return triplets.sum(angles, values)
 
 
 class DimeNetPlusPlusConv(Conv):
@@ -78,49 +85,60 @@ class DimeNetPlusPlusConv(Conv):
 
     .. math:: y_{ji} = σ W_↑ Σ_{k ≠ i} (W_2 W_1 s_{kj,ji}) ∘ σ W_↓ \big( σ(W x_{kj}) ∘ W_2' W_1' e_{kj} \big)
 
-    A product channel by channel in fewer channels stands in for DimeNet's bilinear layer.
+    A product channel by channel in half as many channels stands in for DimeNet's bilinear layer.
 
     Args:
         channels: C.
-        num_basis: K, columns of ``edge_rbf``.
-        num_spherical: S, columns of ``triplet_sbf``.
+        num_basis: K, radial functions of the edges, and of the angles a degree.
+        num_degrees: L.
         bottleneck: Channels between W_1 and W_2.
 
     Example:
-        >>> conv = DimeNetPlusPlusConv(8, num_basis=6, num_spherical=42)
-        >>> triplet_index = torch.tensor([[2, 1], [0, 3]])
-        >>> conv(torch.zeros(4, 8), triplet_index, torch.zeros(4, 6), torch.zeros(2, 42)).shape
+        >>> conv = DimeNetPlusPlusConv(8, num_basis=6, num_degrees=7)
+        >>> edge_index = torch.tensor([[1, 0, 2, 1], [0, 1, 1, 2]])
+        >>> edge_dir = torch.tensor([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]])
+        >>> triplets = find_triplets(edge_index, edge_dir, 3)
+        >>> angles = triplets.legendre(edge_dir, 7)
+        >>> conv(torch.zeros(4, 8), torch.zeros(4, 6), torch.zeros(4, 7, 6), angles, triplets).shape
         torch.Size([4, 8])
     """
 
-    def __init__(self, channels: int, num_basis: int, num_spherical: int, *, bottleneck: int = 8) -> None:
+    def __init__(self, channels: int, num_basis: int, num_degrees: int, *, bottleneck: int = 8) -> None:
         super().__init__()
         inner = max(channels // 2, 1)
         self.dense = orthogonal_dense(channels, channels)
         self.radial = nn.Sequential(
             orthogonal_dense(num_basis, bottleneck, bias=False), orthogonal_dense(bottleneck, channels, bias=False)
         )
-        self.angular = nn.Sequential(
-            orthogonal_dense(num_spherical, bottleneck, bias=False), orthogonal_dense(bottleneck, inner, bias=False)
-        )
+        self.angular = orthogonal_dense(num_degrees * num_basis, bottleneck, bias=False)
+        self.spread = orthogonal_dense(bottleneck, inner, bias=False)
         self.down = orthogonal_dense(channels, inner, bias=False)
         self.up = orthogonal_dense(inner, channels, bias=False)
 
     def forward(
         self,
         x: Float[Tensor, "E C"],
-        triplet_index: Int[Tensor, "2 T"],
         edge_rbf: Float[Tensor, "E K"],
-        triplet_sbf: Float[Tensor, "T S"],
+        edge_sbf: Float[Tensor, "E L K"],
+        angles: Float[Tensor, "N D DL"],
+        triplets: Triplets,
     ) -> Float[Tensor, "E C"]:
         """The sum over the edges that meet each edge; the arguments are those of :class:`DimeNetConv`."""
         x = functional.silu(self.down(functional.silu(self.dense(x)) * self.radial(edge_rbf)))
-        y: Tensor = self.propagate(triplet_index, size=(len(x), len(x)), x=x, sbf=self.angular(triplet_sbf))
-        return functional.silu(self.up(y))
+        values = self.spread(_by_degree(edge_sbf, self.angular)) * x.unsqueeze(1)
+        return functional.silu(self.up(self.message_and_aggregate(triplets, angles, values)))
 
-    def message(self, x_j: Float[Tensor, "T D"], sbf: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
-        """What the edge k → j sends to the edge j → i."""
-        return x_j * sbf
+    def message_and_aggregate(  # type: ignore[override]
+        self, triplets: Triplets, angles: Float[Tensor, "N D DL"], values: Float[Tensor, "E L D2"]
+    ) -> Float[Tensor, "E D2"]:
+        """Each edge j → i receives the values of the edges k → j, weighted by the angles."""
+        return triplets.sum(angles, values)
+
+
+def _by_degree(edge_sbf: Float[Tensor, "E L K"], linear: nn.Linear) -> Float[Tensor, "E L S"]:
+    """The terms of ``linear`` of all degrees, before they are summed."""
+    weight = linear.weight.unflatten(1, edge_sbf.shape[1:])  # [S, L, K]
+    return torch.bmm(edge_sbf.transpose(0, 1), weight.permute(1, 2, 0)).transpose(0, 1)
 
 
 class _Residual(nn.Module):
@@ -166,9 +184,9 @@ class _Interaction(nn.Module):
         self.after = nn.Sequential(_Residual(channels), _Residual(channels))
 
     def forward(
-        self, x: Float[Tensor, "E C"], triplet_index: Tensor, edge_rbf: Tensor, triplet_sbf: Tensor
+        self, x: Float[Tensor, "E C"], edge_rbf: Tensor, edge_sbf: Tensor, angles: Tensor, triplets: Triplets
     ) -> Float[Tensor, "E C"]:
-        y = functional.silu(self.own(x)) + self.conv(x, triplet_index, edge_rbf, triplet_sbf)
+        y = functional.silu(self.own(x)) + self.conv(x, edge_rbf, edge_sbf, angles, triplets)
         y = functional.silu(self.dense(self.before(y)))
         out: Tensor = self.after(x + y)
         return out
@@ -194,15 +212,6 @@ class _Output(nn.Module):
         return out
 
 
-def _legendre(x: Float[Tensor, " T"], num_degrees: int) -> Float[Tensor, "T L"]:
-    """Y_l0 of a cosine: Legendre polynomials, whose squares have the integral 1 over the sphere."""
-    values = [torch.ones_like(x), x]
-    for degree in range(1, num_degrees - 1):
-        values.append(((2 * degree + 1) * x * values[-1] - degree * values[-2]) / (degree + 1))
-    norms = [math.sqrt((2 * degree + 1) / (4 * math.pi)) for degree in range(num_degrees)]
-    return torch.stack([norm * value for norm, value in zip(norms, values, strict=False)], -1)
-
-
 class DimeNet(Representation):
     r"""Directional message passing neural network, invariant.
 
@@ -213,9 +222,9 @@ class DimeNet(Representation):
     .. math::
         e_{k}(d) = u(d) \, \tilde e_k(d), \qquad s_{lk}(d, α) = \frac{u(d)}{d} \, j_l(z_{lk} d) \, Y_{l0}(α)
 
-    with lengths in units of the cutoff and the envelope u of eq. 8. The angle, at j, enters as its cosine: collinear
-    atoms have all derivatives. An output block after the embedding and each layer sums the messages at their target;
-    the paper's targets are the sum of all blocks. Here that sum has C components, for a head to read.
+    with lengths in units of the cutoff and the envelope u of eq. 8. An output block after the embedding and each layer
+    sums the messages at their target; the paper's targets are the sum of all blocks. Here that sum has C components,
+    for a head to read.
 
     As in the authors' code, which all published numbers come from, the envelope of s is divided by d. Not as in their
     code, but as in eq. 4, the angle of DimeNet is that between k → j and j → i.
@@ -255,7 +264,7 @@ class DimeNet(Representation):
         self.outputs = nn.ModuleList(self._output() for _ in range(num_layers + 1))
 
     def _conv(self) -> DimeNetConv | DimeNetPlusPlusConv:
-        return DimeNetConv(self.channels, self.num_basis, self.num_degrees * self.num_basis)
+        return DimeNetConv(self.channels, self.num_basis, self.num_degrees)
 
     def _output(self) -> _Output:
         return _Output(self.channels, self.num_basis, self.channels, nn.Identity())
@@ -267,33 +276,22 @@ class DimeNet(Representation):
         edge_vec: Float[Tensor, "E 3"],
     ) -> Float[Tensor, "N 1 1 C"]:
         """Scalars of the atoms; the arguments are those of :class:`Representation`."""
-        length = safe_norm(edge_vec) / self.cutoff
+        edge_len = safe_norm(edge_vec)
+        length = edge_len / self.cutoff
         envelope = self.envelope(length).unsqueeze(-1)
         edge_rbf = envelope * self.radial(length)
-        triplet_index = find_triplets(edge_index, edge_vec, len(z))
-        triplet_sbf = self._spherical_basis(edge_vec, length, envelope, triplet_index)
+        zero = (length == 0).unsqueeze(-1)
+        inverse = torch.where(zero, 0.0, envelope / torch.where(zero, 1.0, length.unsqueeze(-1)))
+        edge_sbf = inverse.unsqueeze(-1) * self.spherical(length)
+        triplets = find_triplets(edge_index, edge_vec, len(z))
+        angles = triplets.legendre(unit_vectors(edge_vec, edge_len), self.num_degrees)
         target = edge_index[1]
         message = self.embedding(z, edge_index, edge_rbf)
         x: Tensor = self.outputs[0](message, edge_rbf, target, len(z))
         for interaction, output in zip(self.interactions, self.outputs[1:], strict=True):
-            message = interaction(message, triplet_index, edge_rbf, triplet_sbf)
+            message = interaction(message, edge_rbf, edge_sbf, angles, triplets)
             x = x + output(message, edge_rbf, target, len(z))
         return x[:, None, None]
-
-    def _spherical_basis(
-        self,
-        edge_vec: Float[Tensor, "E 3"],
-        length: Float[Tensor, " E"],
-        envelope: Float[Tensor, "E 1"],
-        triplet_index: Int[Tensor, "2 T"],
-    ) -> Float[Tensor, "T S"]:
-        incoming, outgoing = triplet_index
-        direction = unit_vectors(edge_vec, length * self.cutoff)
-        cosine = -(direction.index_select(0, incoming) * direction.index_select(0, outgoing)).sum(-1)
-        zero = (length == 0).unsqueeze(-1)
-        factor = torch.where(zero, 0.0, envelope / torch.where(zero, 1.0, length.unsqueeze(-1)))
-        radial = factor.unsqueeze(-1) * self.spherical(length)
-        return (radial.index_select(0, incoming) * _legendre(cosine, self.num_degrees).unsqueeze(-1)).flatten(1)
 
 
 class DimeNetPlusPlus(DimeNet):
@@ -327,7 +325,7 @@ class DimeNetPlusPlus(DimeNet):
         super().__init__(channels, num_layers, cutoff=cutoff, num_basis=num_basis, num_degrees=num_degrees)
 
     def _conv(self) -> DimeNetPlusPlusConv:
-        return DimeNetPlusPlusConv(self.channels, self.num_basis, self.num_degrees * self.num_basis)
+        return DimeNetPlusPlusConv(self.channels, self.num_basis, self.num_degrees)
 
     def _output(self) -> _Output:
         width = 2 * self.channels

@@ -87,8 +87,8 @@ def copy_weights(source, target):
         if isinstance(block, pyg.InteractionPPBlock):
             ours.conv.radial[0].weight.copy_(block.lin_rbf1.weight / root)
             copy(block.lin_rbf2, ours.conv.radial[1])
-            copy_angular(block.lin_sbf1, ours.conv.angular[0], target.num_basis)
-            copy(block.lin_sbf2, ours.conv.angular[1])
+            copy_angular(block.lin_sbf1, ours.conv.angular, target.num_basis)
+            copy(block.lin_sbf2, ours.conv.spread)
             copy(block.lin_down, ours.conv.down)
             copy(block.lin_up, ours.conv.up)
         else:

@@ -7,8 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pyg_equivariant.nn.conv import Conv
+from pyg_equivariant.o3.clebsch_gordan import coupling
 from pyg_equivariant.o3.constants import ExactConstants
-from pyg_equivariant.o3.harmonics import spherical_harmonics
 from pyg_equivariant.o3.layout import degree_slices, degrees, num_components
 from pyg_equivariant.o3.sphere import SphereGrid
 from pyg_equivariant.o3.wigner import wigner
@@ -51,6 +51,7 @@ class EdgeFrame(ExactConstants):
     """
 
     turn: Tensor
+    square: Tensor
     flip: Tensor
     still: Tensor
 
@@ -70,8 +71,12 @@ class EdgeFrame(ExactConstants):
             for degree, (ms, rows) in enumerate(zip(orders, degree_slices(lmax), strict=True))
         ]
         signals = grid.from_grid(torch.cat(blocks, dim=1)[None, None])[0, 0] / math.sqrt(num_components(2 * lmax))
-        self.even = [row for row, degree in enumerate(degrees(2 * lmax)) if degree % 2 == 0]
-        self.register_constant("turn", signals[self.even].where(signals[self.even].abs() > 1e-12, 0.0))
+        even = [row for row, degree in enumerate(degrees(2 * lmax)) if degree % 2 == 0]
+        self.register_constant("turn", signals[even].where(signals[even].abs() > 1e-12, 0.0))
+        if lmax:
+            self.register_constant("square", _product(1, 1) * 3)  # Y₁ is √3 times the vector
+        for degree in range(2, 2 * lmax, 2):
+            self.register_constant(f"product_{degree}", _product(degree, 2))
         flip = [(-1.0) ** (degree + (m < 0)) for degree, ms in enumerate(orders) for m in ms]
         still = [float(degree == 0) for degree, ms in enumerate(orders) for _ in ms]
         widths = torch.tensor([2 * degree + 1 for degree, ms in enumerate(orders) for _ in ms])
@@ -86,12 +91,34 @@ class EdgeFrame(ExactConstants):
         """
         down = edge_dir[:, 1:2] < 0
         bisector = torch.where(down, -edge_dir, edge_dir) + edge_dir.new_tensor([0.0, 1.0, 0.0])
-        entries = spherical_harmonics(bisector, 2 * self.lmax)[:, self.even] @ self.turn
+        entries = self.even_harmonics(bisector) @ self.turn
         entries = entries * torch.where(down, self.flip, 1.0)
         zero = (edge_dir == 0).all(dim=1, keepdim=True)
         entries = entries * torch.where(zero, self.still, 1.0)
         blocks = entries.split([rows * columns for rows, columns in self.shapes], dim=1)
         return [block.view(len(edge_dir), *shape) for block, shape in zip(blocks, self.shapes, strict=True)]
+
+    def even_harmonics(self, vec: Float[Tensor, "E 3"]) -> Float[Tensor, "E K"]:
+        """Harmonics of degrees 0, 2, ..., 2 lmax of the directions of vectors that are not zero.
+
+        Each degree is a product of the one before with degree 2: few operations on few numbers.
+        """
+        harmonics = [torch.ones_like(vec[:, :1])]
+        if self.lmax:
+            unit = vec * vec.square().sum(1, keepdim=True).rsqrt()
+            harmonics.append((unit.unsqueeze(2) * unit.unsqueeze(1)).flatten(1) @ self.square)
+        for degree in range(2, 2 * self.lmax, 2):
+            outer = harmonics[-1].unsqueeze(2) * harmonics[1].unsqueeze(1)
+            harmonics.append(outer.flatten(1) @ getattr(self, f"product_{degree}"))
+        return torch.cat(harmonics, dim=1)
+
+
+def _product(l1: int, l2: int) -> Float[Tensor, "pairs components"]:
+    """Takes the outer product of the harmonics of two degrees to those of their sum."""
+    table = coupling(l1, l2, l1 + l2)
+    # on the y axis only component 0 of degree l is not zero, but √(2l + 1)
+    scale = math.sqrt(2 * (l1 + l2) + 1) / (math.sqrt((2 * l1 + 1) * (2 * l2 + 1)) * table[l1, l2, l1 + l2])
+    return table.flatten(0, 1) * scale
 
 
 def to_frame(x: Float[Tensor, "E M C"], frame: list[Float[Tensor, "E _ _"]]) -> list[Float[Tensor, "E _ _"]]:

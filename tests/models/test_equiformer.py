@@ -1,11 +1,14 @@
-"""Equiformer: the paper's equations written out edge by edge, gauge, activations, degenerate input."""
+"""Equiformer: agreement with EquiformerV2, the paper's equations written out edge by edge, activations."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional
 
+from pyg_equivariant.data import RadiusGraph
 from pyg_equivariant.models.equiformer import (
     EdgeDegreeEmbedding,
     Equiformer,
@@ -13,10 +16,14 @@ from pyg_equivariant.models.equiformer import (
     SeparableNorm,
     SmoothLeakyReLU,
 )
+from pyg_equivariant.nn.cutoff import Cutoff
+from pyg_equivariant.nn.radial import GaussianBasis
 from pyg_equivariant.nn.s2 import GridSiLU
 from pyg_equivariant.nn.so2 import EdgeFrame
 from pyg_equivariant.o3 import degree_slices, random_rotation, spherical_harmonics, wigner
-from pyg_equivariant.testing import assert_close, fill_by_formula, rotation
+from pyg_equivariant.testing import assert_close, example_molecule, fill_by_formula, rotation
+
+PEER = json.loads((Path(__file__).parents[1] / "parity" / "equiformer_v2.json").read_text())
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -39,6 +46,36 @@ def in_orders(x: torch.Tensor, lmax: int, mmax: int) -> list[torch.Tensor]:
         [[n * (n + 1) + s * m for n in range(m, lmax + 1)] for s in (1, -1)[: 1 + (m > 0)]] for m in range(mmax + 1)
     ]
     return [torch.stack([x[r].flatten() for r in order]) for order in rows]
+
+
+class Always(Cutoff):
+    def envelope(self, u):
+        return torch.ones_like(u)
+
+
+@pytest.mark.parametrize("name", PEER["models"])
+def test_agrees_with_equiformer_v2(name):
+    """Features and forces of the peer, whose weights were copied from ours."""
+    settings = PEER["models"][name]["settings"]
+    cutoff = settings["cutoff"]
+    model = Equiformer(
+        **settings,
+        radial=GaussianBasis(7, cutoff),
+        envelope=Always(cutoff),
+        activation=GridSiLU(20),
+        avg_num_neighbors=3.0,
+    ).double()
+    fill_by_formula(model)
+    for expected in PEER["models"][name]["predictions"]:
+        data = RadiusGraph(cutoff)(example_molecule(5, seed=expected["seed"]))
+        edge_vec = (data.pos[data.edge_index[0]] - data.pos[data.edge_index[1]]).requires_grad_()
+        x = model(data.z, data.edge_index, edge_vec)[:, 0]
+        (gradient,) = torch.autograd.grad(x[:, 0].sum(), edge_vec)
+        forces = torch.zeros_like(data.pos).index_add(0, data.edge_index[1], gradient)
+        forces = forces.index_add(0, data.edge_index[0], -gradient)
+        assert x[:, 0].sum().item() == pytest.approx(expected["energy"], rel=1e-8)
+        assert x.norm().item() == pytest.approx(expected["features"], rel=1e-8)
+        assert forces.norm().item() == pytest.approx(expected["force"], rel=1e-6)
 
 
 @pytest.mark.parametrize("mmax", [1, 2])

@@ -196,6 +196,9 @@ def test_scaling_measures_and_draws(tmp_path: Path) -> None:
 
 def test_flops_are_those_of_the_matrix_products() -> None:
     assert count_flops(lambda: torch.mm(torch.ones(3, 5), torch.ones(5, 7)) + 1) == 2 * 3 * 5 * 7
+    ours = Ours(PaiNN(8, 1, cutoff=CUTOFF))
+    alone = count_flops(make_step(ours, tiny("md")))
+    assert 2 * alone < count_flops(make_step(ours, tiny("ef", train=True))) < 8 * alone, "the second derivatives too"
     assert class_of("aten::addmm") == "matrix products"
     assert class_of("aten::index_add_") == "gather and scatter"
     assert class_of("aten::mul") == "elementwise"

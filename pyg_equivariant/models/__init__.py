@@ -9,7 +9,9 @@ from pyg_equivariant.models.mace import MACE
 from pyg_equivariant.models.nequip import NequIP
 from pyg_equivariant.models.painn import PaiNN
 from pyg_equivariant.models.physnet import PhysNet
+from pyg_equivariant.models.radial_field import RadialField
 from pyg_equivariant.models.schnet import SchNet
+from pyg_equivariant.models.tensor_field_network import TensorFieldNetwork
 from pyg_equivariant.models.tensornet import TensorNet
 from pyg_equivariant.models.visnet import ViSNet
 
@@ -24,7 +26,9 @@ __all__ = [
     "NequIP",
     "PaiNN",
     "PhysNet",
+    "RadialField",
     "SchNet",
+    "TensorFieldNetwork",
     "TensorNet",
     "ViSNet",
 ]

@@ -21,7 +21,7 @@ from pyg_equivariant.o3.harmonics import spherical_harmonics
 from pyg_equivariant.o3.layout import degree_slices, num_components
 from pyg_equivariant.o3.symmetric import monomials, symmetric_coupling
 
-__all__ = ["Cormorant", "CormorantConv", "SelfProduct", "TrigonometricBasis", "invariants"]
+__all__ = ["Cormorant", "CormorantConv", "CormorantInputConv", "SelfProduct", "TrigonometricBasis", "invariants"]
 
 
 def invariants(x: Float[Tensor, "N 1 M C"], y: Float[Tensor, "N 1 M C"], lmax: int) -> Float[Tensor, "N L C"]:
@@ -102,6 +102,52 @@ class SelfProduct(ExactConstants):
         ]
 
 
+class CormorantInputConv(Conv):
+    r"""The first level, of scalars alone.
+
+    .. math:: y_i = \mathrm{MLP} \big[x_i, \; \frac{1}{\sqrt{\bar n}} Σ_j u_{ij} \, W η(r_{ij}) ∘ x_j\big]
+
+    Reference: Anderson et al. 2019, arXiv:1906.04015, section 4 (input featurization).
+
+    Args:
+        channels: C.
+        num_basis: K.
+        hidden: Of the MLP's hidden layer.
+        avg_num_neighbors: Mean number of edges an atom receives, n̄.
+
+    Example:
+        >>> conv, edge_index = CormorantInputConv(4, num_basis=5), torch.tensor([[0, 1], [1, 2]])
+        >>> conv(torch.ones(3, 4), edge_index, torch.ones(2, 5)).shape
+        torch.Size([3, 4])
+    """
+
+    avg_num_neighbors: Tensor
+
+    def __init__(self, channels: int, *, num_basis: int, hidden: int = 64, avg_num_neighbors: float = 1.0) -> None:
+        super().__init__()
+        self.filter = nn.Linear(num_basis, channels, bias=False)
+        self.mlp = MLP([2 * channels, hidden, channels])
+        self.register_buffer("avg_num_neighbors", torch.tensor(float(avg_num_neighbors)))
+
+    def forward(
+        self, x: Float[Tensor, "N C"], edge_index: Int[Tensor, "2 E"], edge_rbf: Float[Tensor, "E K"]
+    ) -> Float[Tensor, "N C"]:
+        """New scalars.
+
+        Args:
+            x: Scalars of the atoms.
+            edge_index: Row 0 the source j, row 1 the target i.
+            edge_rbf: Radial basis times envelope.
+        """
+        received = self.propagate(edge_index, x=x, weight=self.filter(edge_rbf), size=(len(x), len(x)))
+        y: Tensor = self.mlp(torch.cat([x, received * self.avg_num_neighbors.rsqrt()], 1))
+        return y
+
+    def message(self, x_j: Float[Tensor, "E C"], weight: Float[Tensor, "E C"]) -> Float[Tensor, "E C"]:
+        """What source j sends to target i."""
+        return x_j * weight
+
+
 class CormorantConv(Conv):
     r"""One level: edges learn from their atoms, atoms from their edges: ``x [N, 1, M, C] → [N, 1, M', C]``.
 
@@ -147,7 +193,8 @@ class CormorantConv(Conv):
         self.paths = paths
         self.harmonic_of = [l2 for block in paths.blocks for _, l2 in block.pairs]
         fan_in = edge_channels + (paths.lmax_in + 1) * channels + num_basis
-        self.edge_mix = nn.Parameter(torch.randn(paths.lmax_sh + 1, fan_in, channels) / math.sqrt(fan_in))
+        # larger than usual at the start, as in the authors' code: the mask leaves only the nearest atoms
+        self.edge_mix = nn.Parameter(torch.randn(paths.lmax_sh + 1, fan_in, channels) * (4 / math.sqrt(fan_in)))
         self.mask_radius = nn.Parameter(torch.tensor(1.73))  # the first values of the authors' code, in Å
         self.mask_width = nn.Parameter(torch.tensor(math.log(0.2)))
         self.product = TensorProduct(paths)
@@ -211,14 +258,16 @@ class CormorantConv(Conv):
 class Cormorant(Representation):
     """Covariant molecular neural network: levels of :class:`CormorantConv`, read out through their invariants.
 
+    A level of scalars, :class:`CormorantInputConv`, comes before.
+
     Reference: Anderson, Hy & Kondor 2019, arXiv:1906.04015; the sizes are those of its QM9 model. Degrees have no
     parity: mirror images are told apart. The scalars of an atom are an MLP of what does not turn, of all levels: the
     degree 0 and the squared length of every degree (section 4.4). Its other degrees are those of the last level. What
-    differs: real channels, see :class:`CormorantConv`, and the elements' embedding in place of a first scalar network.
+    differs: real channels, see :class:`CormorantConv`, and learned vectors of the elements in place of powers of z.
 
     Args:
         channels: C.
-        num_layers: Number of levels.
+        num_layers: Number of levels, not counting that of scalars.
         lmax: Highest degree of the features.
         lmax_sh: Highest degree of the harmonics.
         cutoff: Radius in Å, beside the learned masks.
@@ -229,6 +278,7 @@ class Cormorant(Representation):
 
     paper = "Anderson et al. 2019, arXiv:1906.04015"
     group = "SE(3)"
+    embedding_steps = 1
 
     def __init__(
         self,
@@ -247,6 +297,7 @@ class Cormorant(Representation):
         self.embedding = AtomEmbedding(channels)
         self.radial = radial or TrigonometricBasis()
         self.envelope = envelope or CosineCutoff(cutoff)
+        self.first = CormorantInputConv(channels, num_basis=self.radial.num_basis, avg_num_neighbors=avg_num_neighbors)
         self.convs = nn.ModuleList(
             CormorantConv(
                 channels,
@@ -257,7 +308,7 @@ class Cormorant(Representation):
             )
             for index in range(num_layers)
         )
-        # of the embedding one number a channel, of every level its scalars and lmax + 1 lengths
+        # of the first level one number a channel, of every level its scalars and lmax + 1 lengths
         self.readout = MLP([(1 + (lmax + 2) * num_layers) * channels, 64, channels])
 
     def forward(
@@ -271,7 +322,7 @@ class Cormorant(Representation):
         edge_rbf, edge_env = self.radial(edge_len), self.envelope(edge_len)
         edge_sh = spherical_harmonics(edge_vec, self.lmax_sh)
         edge_x = edge_vec.new_zeros(len(edge_vec), self.lmax_sh + 1, 0)
-        x: Tensor = self.embedding(z)[:, None, None]
+        x = self.first(self.embedding(z), edge_index, edge_rbf * edge_env.unsqueeze(-1))[:, None, None]
         scalars = [x[:, 0, 0]]
         for conv in self.convs:
             x, edge_x = conv(x, edge_index, edge_len, edge_rbf, edge_sh, edge_env, edge_x)

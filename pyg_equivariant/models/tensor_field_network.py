@@ -24,13 +24,16 @@ __all__ = ["NormActivation", "TensorFieldConv", "TensorFieldNetwork", "degree_no
 
 
 def degree_norms(x: Float[Tensor, "N 1 M C"], lmax: int) -> Float[Tensor, "N L C"]:
-    """Length of each degree, ``lmax + 1`` a channel: ``√(Σ_m x_lm² + 10⁻⁸)``, smooth where features vanish."""
+    """Length of each degree, ``lmax + 1`` a channel: ``√(Σ_m x_lm² + 10⁻³)``, smooth where features vanish."""
     squares = [x[:, 0, rows].square().sum(1) for rows in degree_slices(lmax)]
-    return (torch.stack(squares, 1) + 1e-8).sqrt()
+    return (torch.stack(squares, 1) + 1e-3).sqrt()
 
 
 class NormActivation(nn.Module):
-    r"""The nonlinearity of section 4.1.4: :math:`η(x^0 + b^0)` and :math:`η(‖x^l‖ + b^l) \, x^l`.
+    r"""The nonlinearity of section 4.1.4: :math:`η(x^0 + b^0)` and :math:`η(‖x^l‖ + b^l) \, x^l / ‖x^l‖`.
+
+    The division is that of the authors' code; without it (as in the text) lengths grow or vanish as squares, from layer
+    to layer.
 
     Args:
         channels: C.
@@ -47,7 +50,8 @@ class NormActivation(nn.Module):
 
     def forward(self, x: Float[Tensor, "N 1 M C"]) -> Float[Tensor, "N 1 M C"]:
         """Nonlinear features."""
-        factors = self.activation(degree_norms(x, self.lmax) + self.bias)
+        lengths = degree_norms(x, self.lmax)
+        factors = self.activation(lengths + self.bias) / lengths
         scalars = self.activation(x[:, :, :1] + self.bias[:1])
         return torch.cat([scalars, x[:, :, 1:] * factors[:, self.degrees].unsqueeze(1)], 2)
 

@@ -15,8 +15,8 @@ __all__ = ["RadialFilter"]
 class RadialFilter(nn.Module):
     """``edge_rbf [E, K] → weight [E, W, C]``: an MLP without biases, so that zero stays zero.
 
-    With a basis under an envelope the filters vanish smoothly at the cutoff. Their mean square is about that of the
-    basis at the start.
+    With a basis under an envelope the filters vanish smoothly at the cutoff. At the start their mean square is near 1
+    for a basis such as Gaussians, of which few are large at a time: the sum of their squares is about 2.
 
     Args:
         num_basis: K.
@@ -30,9 +30,9 @@ class RadialFilter(nn.Module):
         self.num_paths = num_paths
         self.mlp = MLP([num_basis, *hidden, num_paths * channels], bias=False)
         layers = [layer for layer in self.mlp if isinstance(layer, nn.Linear)]
-        for index, layer in enumerate(layers):
-            gain = SILU_SCALE if index else 1.0
-            nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.in_features))
+        nn.init.normal_(layers[0].weight, std=math.sqrt(0.5))
+        for layer in layers[1:]:
+            nn.init.normal_(layer.weight, std=SILU_SCALE / math.sqrt(layer.in_features))
 
     def forward(self, edge_rbf: Float[Tensor, "E K"]) -> Float[Tensor, "E W C"]:
         """The filters at the edges' lengths."""

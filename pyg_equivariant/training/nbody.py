@@ -55,10 +55,11 @@ class Particles(NamedTuple):
     edge_index: Int[Tensor, "2 E"]
     edge_vec: Float[Tensor, "E 3"]
 
-    def products(self) -> Float[Tensor, "E 1"]:
-        """Of the charges of every pair: whether it repels or attracts."""
-        source, target = self.edge_index
-        return (self.charges[source] * self.charges[target]).unsqueeze(-1)
+
+def charge_products(charges: Float[Tensor, " N"], edge_index: Int[Tensor, "2 E"]) -> Float[Tensor, "E 1"]:
+    """Product of the charges of each pair: whether it repels or attracts."""
+    source, target = edge_index
+    return (charges[source] * charges[target]).unsqueeze(-1)
 
 
 class Dynamics(Representation, ABC):
@@ -121,9 +122,9 @@ class EGNNDynamics(Dynamics):
 
     def displacement(self, particles: Particles) -> Float[Tensor, "N 3"]:
         """See :meth:`Dynamics.forward`."""
-        _, vel, edge_index, edge_vec = particles
+        charges, vel, edge_index, edge_vec = particles
         source, target = edge_index
-        edge_attr = torch.cat([particles.products(), edge_vec.square().sum(-1, keepdim=True)], -1)
+        edge_attr = torch.cat([charge_products(charges, edge_index), edge_vec.square().sum(-1, keepdim=True)], -1)
         edge_env = torch.ones_like(edge_attr[:, :1])
         x = self.embedding(safe_norm(vel).unsqueeze(-1))
         displacement = torch.zeros_like(vel)
@@ -156,9 +157,9 @@ class RadialFieldDynamics(Dynamics):
 
     def displacement(self, particles: Particles) -> Float[Tensor, "N 3"]:
         """See :meth:`Dynamics.forward`."""
-        _, vel, edge_index, edge_vec = particles
+        charges, vel, edge_index, edge_vec = particles
         source, target = edge_index
-        edge_attr = torch.cat([particles.products(), edge_vec.square().sum(-1, keepdim=True)], -1)
+        edge_attr = torch.cat([charge_products(charges, edge_index), edge_vec.square().sum(-1, keepdim=True)], -1)
         edge_env = torch.ones_like(edge_attr[:, :1])
         displacement = torch.zeros_like(vel)
         for conv in self.convs:
@@ -185,10 +186,10 @@ class _Tensors(nn.Module):
 
     def forward(self, particles: Particles) -> tuple[Float[Tensor, "N 1 4 1"], Int[Tensor, "2 E"], Tensor, Tensor]:
         """Features of the particles, edges, their radial functions and harmonics."""
-        charges, vel, _, _ = particles
-        edge_index, edge_vec = with_loops(particles.edge_index, particles.edge_vec, len(vel))
+        charges, vel, edge_index, edge_vec = particles
+        edge_index, edge_vec = with_loops(edge_index, edge_vec, len(vel))
         edge_len = safe_norm(edge_vec).unsqueeze(-1)
-        product = particles._replace(edge_index=edge_index).products()
+        product = charge_products(charges, edge_index)
         far = 1 / (1 + edge_len)  # where the Gaussians have ended
         radial = torch.cat([self.radial(edge_len.squeeze(-1)), far, torch.ones_like(far)], -1)
         x = torch.cat([charges.unsqueeze(-1), vel], -1)[:, None, :, None]

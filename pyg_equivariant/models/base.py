@@ -9,7 +9,9 @@ from torch import Tensor
 
 from pyg_equivariant.nn.configurable import Configurable
 
-__all__ = ["Representation"]
+__all__ = ["Group", "Representation"]
+
+Group = Literal["E(3)", "SE(3)", "SE(3) in distribution", "T(3)"]
 
 
 class Representation(Configurable, ABC):
@@ -31,7 +33,7 @@ class Representation(Configurable, ABC):
         embedding_steps: Steps of message passing before the first layer; they, too, widen the receptive field.
     """
 
-    group: Literal["E(3)", "SE(3)", "SE(3) in distribution", "T(3)"] = "E(3)"
+    group: Group = "E(3)"
     embedding_steps: int = 0
 
     def __init__(self, channels: int, cutoff: float, *, lmax: int = 0, parity: int = 1) -> None:

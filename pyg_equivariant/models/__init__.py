@@ -5,6 +5,7 @@ from pyg_equivariant.models.dimenet import DimeNetPlusPlus
 from pyg_equivariant.models.egnn import EGNN, FrozenEGNN
 from pyg_equivariant.models.eqgat import EQGAT
 from pyg_equivariant.models.equivariant_transformer import EquivariantTransformer
+from pyg_equivariant.models.lieconv import LieResNet
 from pyg_equivariant.models.mace import MACE
 from pyg_equivariant.models.nequip import NequIP
 from pyg_equivariant.models.painn import PaiNN
@@ -23,6 +24,7 @@ __all__ = [
     "DimeNetPlusPlus",
     "EquivariantTransformer",
     "FrozenEGNN",
+    "LieResNet",
     "NequIP",
     "PaiNN",
     "PhysNet",

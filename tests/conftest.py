@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 
+collect_ignore = ["parity"]  # scripts for the peers' environments: make parity
+
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:

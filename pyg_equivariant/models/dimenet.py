@@ -15,7 +15,7 @@ from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.geometry import safe_norm, unit_vectors
 from pyg_equivariant.nn.orthogonal import orthogonal_dense
 from pyg_equivariant.nn.radial import TrainableBesselBasis
-from pyg_equivariant.nn.triplets import Triplets, find_triplets
+from pyg_equivariant.nn.triplets import Triplets, find_triplets, legendre, sum_over_paths
 
 __all__ = ["DimeNet", "DimeNetConv", "DimeNetPlusPlus", "DimeNetPlusPlusConv"]
 
@@ -40,7 +40,7 @@ class DimeNetConv(Conv):
         >>> edge_index = torch.tensor([[1, 0, 2, 1], [0, 1, 1, 2]])
         >>> edge_dir = torch.tensor([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]])
         >>> triplets = find_triplets(edge_index, edge_dir, 3)
-        >>> angles = triplets.legendre(edge_dir, 7)
+        >>> angles = legendre(triplets, edge_dir, 7)
         >>> conv(torch.zeros(4, 8), torch.zeros(4, 6), torch.zeros(4, 7, 6), angles, triplets).shape
         torch.Size([4, 8])
     """
@@ -66,7 +66,7 @@ class DimeNetConv(Conv):
             x: Messages of the edges.
             edge_rbf: Radial basis e, zero from the cutoff on.
             edge_sbf: Radial part of the spherical basis s, likewise.
-            angles: The part Y of the angles, ``triplets.legendre(edge_dir, L)``.
+            angles: The part Y of the angles, ``legendre(triplets, edge_dir, L)``.
             triplets: Pairs of edges.
         """
         x = functional.silu(self.dense(x)) * self.radial(edge_rbf)
@@ -77,7 +77,7 @@ class DimeNetConv(Conv):
         self, triplets: Triplets, angles: Float[Tensor, "N D DL"], values: Float[Tensor, "E L C"]
     ) -> Float[Tensor, "E C"]:
         """Each edge j → i receives the values of the edges k → j, weighted by the angles."""
-        return triplets.sum(angles, values)
+        return sum_over_paths(triplets, angles, values)
 
 
 class DimeNetPlusPlusConv(Conv):
@@ -98,7 +98,7 @@ class DimeNetPlusPlusConv(Conv):
         >>> edge_index = torch.tensor([[1, 0, 2, 1], [0, 1, 1, 2]])
         >>> edge_dir = torch.tensor([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]])
         >>> triplets = find_triplets(edge_index, edge_dir, 3)
-        >>> angles = triplets.legendre(edge_dir, 7)
+        >>> angles = legendre(triplets, edge_dir, 7)
         >>> conv(torch.zeros(4, 8), torch.zeros(4, 6), torch.zeros(4, 7, 6), angles, triplets).shape
         torch.Size([4, 8])
     """
@@ -132,7 +132,7 @@ class DimeNetPlusPlusConv(Conv):
         self, triplets: Triplets, angles: Float[Tensor, "N D DL"], values: Float[Tensor, "E L D2"]
     ) -> Float[Tensor, "E D2"]:
         """Each edge j → i receives the values of the edges k → j, weighted by the angles."""
-        return triplets.sum(angles, values)
+        return sum_over_paths(triplets, angles, values)
 
 
 def _by_degree(edge_sbf: Float[Tensor, "E L K"], linear: nn.Linear) -> Float[Tensor, "E L S"]:
@@ -284,7 +284,7 @@ class DimeNet(Representation):
         inverse = torch.where(zero, 0.0, envelope / torch.where(zero, 1.0, length.unsqueeze(-1)))
         edge_sbf = inverse.unsqueeze(-1) * self.spherical(length)
         triplets = find_triplets(edge_index, edge_vec, len(z))
-        angles = triplets.legendre(unit_vectors(edge_vec, edge_len), self.num_degrees)
+        angles = legendre(triplets, unit_vectors(edge_vec, edge_len), self.num_degrees)
         target = edge_index[1]
         message = self.embedding(z, edge_index, edge_rbf)
         x: Tensor = self.outputs[0](message, edge_rbf, target, len(z))

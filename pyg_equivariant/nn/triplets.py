@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["Triplets", "find_triplets"]
+__all__ = ["Triplets", "find_triplets", "legendre", "sum_over_paths"]
 
 SAME_PLACE = 0.01
 """Å. Images of one atom lie a lattice vector apart, so that what is nearer is the same image but for rounding."""
@@ -28,40 +28,6 @@ class Triplets(NamedTuple):
     incoming: Int[Tensor, " E"]
     outgoing: Int[Tensor, " E"]
     open: Bool[Tensor, "N D D"]
-
-    def legendre(self, edge_dir: Float[Tensor, "E 3"], num_degrees: int) -> Float[Tensor, "N D DL"]:
-        """Y_l0 of the angle at j, for the degrees l below ``num_degrees``, the last index; 0 where there is no path.
-
-        Y_l0 is a Legendre polynomial of the cosine: collinear atoms have all derivatives.
-
-        Args:
-            edge_dir: Unit vectors of ``edge_vec``.
-            num_degrees: L.
-        """
-        to_source, to_target = self._table(edge_dir, self.incoming), self._table(-edge_dir, self.outgoing)
-        x = torch.bmm(to_target, to_source.transpose(1, 2))
-        values = [torch.ones_like(x), x]
-        for degree in range(1, num_degrees - 1):
-            values.append(((2 * degree + 1) * x * values[-1] - degree * values[-2]) / (degree + 1))
-        norms = [math.sqrt((2 * degree + 1) / (4 * math.pi)) for degree in range(num_degrees)]
-        table = torch.stack([norm * value for norm, value in zip(norms, values, strict=False)], -1)
-        return (table * self.open.unsqueeze(-1)).flatten(2)
-
-    def sum(self, angles: Float[Tensor, "N D DL"], values: Float[Tensor, "E L C"]) -> Float[Tensor, "E C"]:
-        r""":math:`y_{ji} = \sum_k \sum_l Y_{l0}(α_{kji}) \, v_{kj,l}`, for all channels.
-
-        Args:
-            angles: What :meth:`legendre` returns.
-            values: What each edge k → j sends, one value a degree.
-        """
-        sent = self._table(values.flatten(1), self.incoming)
-        received = torch.bmm(angles, sent.view(angles.shape[0], angles.shape[2], values.shape[2]))
-        return received.flatten(0, 1).index_select(0, self.outgoing)
-
-    def _table(self, values: Float[Tensor, "E F"], place: Int[Tensor, " E"]) -> Float[Tensor, "N D F"]:
-        num_atoms, width, _ = self.open.shape
-        empty = values.new_zeros(num_atoms * width, values.shape[1])
-        return empty.index_add(0, place, values).view(num_atoms, width, values.shape[1])
 
 
 def find_triplets(edge_index: Int[Tensor, "2 E"], edge_vec: Float[Tensor, "E 3"], num_atoms: int) -> Triplets:
@@ -86,6 +52,47 @@ def find_triplets(edge_index: Int[Tensor, "2 E"], edge_vec: Float[Tensor, "E 3"]
                 [ True, False]])
     """
     return Triplets(*_triplets(edge_index, edge_vec.detach(), num_atoms))
+
+
+def legendre(triplets: Triplets, edge_dir: Float[Tensor, "E 3"], num_degrees: int) -> Float[Tensor, "N D DL"]:
+    """Y_l0 of the angle at j, for the degrees l below ``num_degrees``, the last index; 0 where there is no path.
+
+    Y_l0 is a Legendre polynomial of the cosine: collinear atoms have all derivatives.
+
+    Args:
+        triplets: Of the graph.
+        edge_dir: Unit vectors of ``edge_vec``.
+        num_degrees: L.
+    """
+    to_source, to_target = _table(triplets, edge_dir, triplets.incoming), _table(triplets, -edge_dir, triplets.outgoing)
+    x = torch.bmm(to_target, to_source.transpose(1, 2))
+    values = [torch.ones_like(x), x]
+    for degree in range(1, num_degrees - 1):
+        values.append(((2 * degree + 1) * x * values[-1] - degree * values[-2]) / (degree + 1))
+    norms = [math.sqrt((2 * degree + 1) / (4 * math.pi)) for degree in range(num_degrees)]
+    table = torch.stack([norm * value for norm, value in zip(norms, values, strict=False)], -1)
+    return (table * triplets.open.unsqueeze(-1)).flatten(2)
+
+
+def sum_over_paths(
+    triplets: Triplets, angles: Float[Tensor, "N D DL"], values: Float[Tensor, "E L C"]
+) -> Float[Tensor, "E C"]:
+    r""":math:`y_{ji} = \sum_k \sum_l Y_{l0}(α_{kji}) \, v_{kj,l}`, for all channels.
+
+    Args:
+        triplets: Of the graph.
+        angles: What :func:`legendre` returns.
+        values: What each edge k → j sends, one value a degree.
+    """
+    sent = _table(triplets, values.flatten(1), triplets.incoming)
+    received = torch.bmm(angles, sent.view(angles.shape[0], angles.shape[2], values.shape[2]))
+    return received.flatten(0, 1).index_select(0, triplets.outgoing)
+
+
+def _table(triplets: Triplets, values: Float[Tensor, "E F"], place: Int[Tensor, " E"]) -> Float[Tensor, "N D F"]:
+    num_atoms, width, _ = triplets.open.shape
+    empty = values.new_zeros(num_atoms * width, values.shape[1])
+    return empty.index_add(0, place, values).view(num_atoms, width, values.shape[1])
 
 
 @torch.library.custom_op(

@@ -73,7 +73,7 @@ class DimeNetConv(Conv):
         mixed = (x @ self.weight.transpose(0, 1).flatten(0, 1).T).unflatten(1, (-1, x.shape[1]))
         return self.message_and_aggregate(triplets, angles, torch.bmm(_by_degree(edge_sbf, self.angular), mixed))
 
-    def message_and_aggregate(  # type: ignore[override]
+    def message_and_aggregate(
         self, triplets: Triplets, angles: Float[Tensor, "N D DL"], values: Float[Tensor, "E L C"]
     ) -> Float[Tensor, "E C"]:
         """Each edge j → i receives the values of the edges k → j, weighted by the angles."""
@@ -128,7 +128,7 @@ class DimeNetPlusPlusConv(Conv):
         values = self.spread(_by_degree(edge_sbf, self.angular)) * x.unsqueeze(1)
         return functional.silu(self.up(self.message_and_aggregate(triplets, angles, values)))
 
-    def message_and_aggregate(  # type: ignore[override]
+    def message_and_aggregate(
         self, triplets: Triplets, angles: Float[Tensor, "N D DL"], values: Float[Tensor, "E L D2"]
     ) -> Float[Tensor, "E D2"]:
         """Each edge j → i receives the values of the edges k → j, weighted by the angles."""

@@ -77,7 +77,7 @@ def test_size_at_the_start():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"correlation": 0}, "correlation of 1 or more, got 0"),
+        ({"correlation": 0}, "no product of degree 0 with lmax_in=1 and correlation=0"),
         ({"elements": [119]}, "from 1 to 118"),
         ({"elements": []}, "from 1"),
     ],

@@ -159,7 +159,7 @@ class SymmetricContraction(ExactConstants):
         for number, (high, counts) in enumerate(self.blocks):
             products = components[self.slices[high[0]]]
             for degree in high[1:]:
-                products = (products.unsqueeze(1) * components[self.slices[degree]]).flatten(0, 1)
+                products = _outer(products, components[self.slices[degree]])
             rows = getattr(self, f"table_{number}") @ products.flatten(1)
             parts = torch.split(rows, [(2 * degree + 1) * count for degree, count in enumerate(counts)])
             for degree, (part, count) in enumerate(zip(parts, counts, strict=True)):
@@ -172,6 +172,13 @@ class SymmetricContraction(ExactConstants):
 def _multisets(lmax: int, correlation: int) -> list[tuple[int, ...]]:
     orders = range(1, correlation + 1)
     return [d for order in orders for d in itertools.combinations_with_replacement(range(lmax + 1), order)]
+
+
+def _outer(first: Float[Tensor, "I N C"], second: Float[Tensor, "J N C"]) -> Float[Tensor, "K N C"]:
+    """All products of a component of one and a component of the other."""
+    if 1 in (len(first), len(second)):  # the compiler mistakes the strides of [1, J, N, C] in second derivatives
+        return first * second
+    return (first.unsqueeze(1) * second).flatten(0, 1)
 
 
 def _position(product: tuple[int, ...], degrees: tuple[int, ...]) -> int:

@@ -16,8 +16,8 @@ SAME_PLACE = 0.01
 class Triplets(NamedTuple):
     """All paths k → j → i of two edges that do not return to where they began, as one table for each j.
 
-    Its rows are the edges j → i, its columns the edges k → j, both padded to D, the most edges of any atom. A sum over
-    triplets is then a matrix product for each atom.
+    Its rows are the edges j → i, its columns the edges k → j, both padded to D, the most edges of any atom, at least 2. A
+    sum over triplets is then a matrix product for each atom.
 
     Attributes:
         incoming: Place ``j D + column`` of each edge k → j.
@@ -103,7 +103,7 @@ def _table(triplets: Triplets, values: Float[Tensor, "E F"], place: Int[Tensor, 
 def _triplets(edge_index: Tensor, edge_vec: Tensor, num_atoms: int) -> tuple[Tensor, Tensor, Tensor]:
     source, target = edge_index
     received, sent = (torch.bincount(end, minlength=num_atoms) for end in (target, source))
-    width = int(torch.maximum(received, sent).max()) if len(source) else 0
+    width = max(2, int(torch.maximum(received, sent).max())) if len(source) else 2
     incoming = target * width + _rank(target, received)
     outgoing = source * width + _rank(source, sent)
 
@@ -121,7 +121,7 @@ def _triplets(edge_index: Tensor, edge_vec: Tensor, num_atoms: int) -> tuple[Ten
 
 @_triplets.register_fake
 def _(edge_index: Tensor, edge_vec: Tensor, num_atoms: int) -> tuple[Tensor, Tensor, Tensor]:
-    width = torch.library.get_ctx().new_dynamic_size()
+    width = torch.library.get_ctx().new_dynamic_size(min=2)  # the compiler asks whether it is 1
     place = torch.empty_like(edge_index[0])
     return place, torch.empty_like(place), edge_index.new_empty(num_atoms, width, width, dtype=torch.bool)
 

@@ -189,8 +189,10 @@ def test_recipes_and_short_names(options: list[str], expected: list[str], capsys
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_recipes_are_short(recipe: Path) -> None:
+def test_recipes_are_short_and_valid(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(recipe.read_text().splitlines()) <= 40
+    assert main(["fit", "--config", recipe.stem, "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["seed_everything"] > 0, "runs of a recipe must be repeatable"
 
 
 # ------------------------------------------------------------------------------------------------------- with training

@@ -16,8 +16,8 @@ SAME_PLACE = 0.01
 class Triplets(NamedTuple):
     """All paths k → j → i of two edges that do not return to where they began, as one table for each j.
 
-    Its rows are the edges j → i, its columns the edges k → j, both padded to D, the most edges of any atom, at least 2. A
-    sum over triplets is then a matrix product for each atom.
+    Its rows are the edges j → i, its columns the edges k → j, both padded to D, the most edges of any atom and
+    at least 2. A sum over triplets is then a matrix product for each atom.
 
     Attributes:
         incoming: Place ``j D + column`` of each edge k → j.

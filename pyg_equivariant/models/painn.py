@@ -9,9 +9,11 @@ from pyg_equivariant.nn.compiler import stored
 from pyg_equivariant.nn.conv import Conv
 from pyg_equivariant.nn.cutoff import CosineCutoff
 from pyg_equivariant.nn.embedding import AtomEmbedding
+from pyg_equivariant.nn.filter import LinearFilter, by_column
 from pyg_equivariant.nn.geometry import safe_norm, unit_vectors
 from pyg_equivariant.nn.mlp import MLP, dense
-from pyg_equivariant.nn.radial import EnvelopedBasis, GaussianBasis, RadialBasis
+from pyg_equivariant.nn.pairs import find_pairs, spread
+from pyg_equivariant.nn.radial import GaussianBasis, RadialBasis
 
 __all__ = ["PaiNN", "PaiNNConv", "PaiNNUpdate"]
 
@@ -38,7 +40,7 @@ class PaiNNConv(Conv):
     def __init__(self, channels: int, num_basis: int) -> None:
         super().__init__()
         self.context = MLP([channels, channels, 3 * channels])
-        self.filter = dense(num_basis, 3 * channels, bias=False)
+        self.filter = LinearFilter(num_basis, 3 * channels)
 
     def forward(
         self,
@@ -46,7 +48,8 @@ class PaiNNConv(Conv):
         vector: Float[Tensor, "N 3 C"],
         edge_index: Int[Tensor, "2 E"],
         edge_dir: Float[Tensor, "E 3"],
-        edge_rbf: Float[Tensor, "E K"],
+        edge_rbf: Float[Tensor, "P K"],
+        pair: Int[Tensor, " E"] | None = None,
     ) -> tuple[Float[Tensor, "N C"], Float[Tensor, "N 3 C"]]:
         """The updates of scalars and vectors.
 
@@ -56,6 +59,7 @@ class PaiNNConv(Conv):
             edge_index: Sources j and targets i.
             edge_dir: Unit vectors from i to j.
             edge_rbf: Radial basis, zero from the cutoff on.
+            pair: Which row of ``edge_rbf`` an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own if not given.
         """
         ds, dv = self.propagate(
             edge_index,
@@ -63,7 +67,7 @@ class PaiNNConv(Conv):
             phi=self.context(scalar),
             vector=vector,
             edge_dir=edge_dir,
-            weight=self.filter(edge_rbf),
+            weight=spread(self.filter(edge_rbf), pair),
         )
         return ds, dv
 
@@ -133,7 +137,8 @@ class PaiNN(Representation):
     ) -> None:
         super().__init__(channels, cutoff, lmax=1)
         self.embedding = AtomEmbedding(channels)
-        self.radial = EnvelopedBasis(radial or GaussianBasis(20, cutoff), CosineCutoff(cutoff))
+        self.radial = radial or GaussianBasis(20, cutoff)
+        self.envelope = CosineCutoff(cutoff)
         self.convs = nn.ModuleList(PaiNNConv(channels, self.radial.num_basis) for _ in range(num_layers))
         self.updates = nn.ModuleList(PaiNNUpdate(channels) for _ in range(num_layers))
 
@@ -145,11 +150,14 @@ class PaiNN(Representation):
     ) -> Float[Tensor, "N 1 4 C"]:
         """Scalars and vectors of the atoms; the arguments are those of :class:`Representation`."""
         edge_len = safe_norm(edge_vec)
-        edge_dir, edge_rbf = stored(unit_vectors(edge_vec, edge_len)), stored(self.radial(edge_len))
+        pairs = find_pairs(edge_index, edge_vec)
+        length = edge_len.index_select(0, pairs.first)
+        edge_dir = stored(unit_vectors(edge_vec, edge_len))
+        edge_rbf = by_column(self.radial(length) * self.envelope(length).unsqueeze(-1))
         scalar: Tensor = self.embedding(z)
         vector = scalar.new_zeros(len(z), 3, self.channels)
         for conv, update in zip(self.convs, self.updates, strict=True):
-            ds, dv = conv(scalar, vector, edge_index, edge_dir, edge_rbf)
+            ds, dv = conv(scalar, vector, edge_index, edge_dir, edge_rbf, pairs.of)
             scalar, vector = scalar + ds, vector + dv
             ds, dv = update(scalar, vector)
             scalar, vector = scalar + ds, vector + dv

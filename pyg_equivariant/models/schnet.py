@@ -5,11 +5,13 @@ from torch import Tensor, nn
 
 from pyg_equivariant.models.base import Representation
 from pyg_equivariant.nn.activation import ShiftedSoftplus
+from pyg_equivariant.nn.compiler import stored
 from pyg_equivariant.nn.conv import Conv
 from pyg_equivariant.nn.cutoff import CosineCutoff
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.geometry import safe_norm
 from pyg_equivariant.nn.mlp import MLP, dense
+from pyg_equivariant.nn.pairs import find_pairs, spread
 from pyg_equivariant.nn.radial import GaussianBasis, RadialBasis
 
 __all__ = ["SchNet", "SchNetBlock", "SchNetConv"]
@@ -42,8 +44,9 @@ class SchNetConv(Conv):
         self,
         x: Float[Tensor, "N C"],
         edge_index: Int[Tensor, "2 E"],
-        edge_rbf: Float[Tensor, "E K"],
-        edge_env: Float[Tensor, " E"],
+        edge_rbf: Float[Tensor, "P K"],
+        edge_env: Float[Tensor, " P"],
+        pair: Int[Tensor, " E"] | None = None,
     ) -> Float[Tensor, "N C"]:
         """The convolution.
 
@@ -52,8 +55,10 @@ class SchNetConv(Conv):
             edge_index: Sources j and targets i.
             edge_rbf: Radial basis of the edge lengths.
             edge_env: Envelope, zero from the cutoff on.
+            pair: Which row of ``edge_rbf`` and ``edge_env`` an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own
+                if not given.
         """
-        weight = self.filter(edge_rbf) * edge_env.unsqueeze(-1)
+        weight = spread(self.filter(edge_rbf) * edge_env.unsqueeze(-1), pair)
         y: Tensor = self.propagate(edge_index, size=(len(x), len(x)), x=self.dense(x), weight=weight)
         return y
 
@@ -79,11 +84,12 @@ class SchNetBlock(nn.Module):
         self,
         x: Float[Tensor, "N C"],
         edge_index: Int[Tensor, "2 E"],
-        edge_rbf: Float[Tensor, "E K"],
-        edge_env: Float[Tensor, " E"],
+        edge_rbf: Float[Tensor, "P K"],
+        edge_env: Float[Tensor, " P"],
+        pair: Int[Tensor, " E"] | None = None,
     ) -> Float[Tensor, "N C"]:
         """The update of x; the arguments are those of :class:`SchNetConv`."""
-        update: Tensor = self.mlp(self.conv(x, edge_index, edge_rbf, edge_env))
+        update: Tensor = self.mlp(self.conv(x, edge_index, edge_rbf, edge_env, pair))
         return update
 
 
@@ -125,9 +131,10 @@ class SchNet(Representation):
         edge_vec: Float[Tensor, "E 3"],
     ) -> Float[Tensor, "N 1 1 C"]:
         """Scalars of the atoms; the arguments are those of :class:`Representation`."""
-        edge_len = safe_norm(edge_vec)
-        edge_rbf, edge_env = self.radial(edge_len), self.envelope(edge_len)
+        pairs = find_pairs(edge_index, edge_vec)
+        edge_len = safe_norm(edge_vec.index_select(0, pairs.first))
+        edge_rbf, edge_env = stored(self.radial(edge_len)), stored(self.envelope(edge_len))
         x: Tensor = self.embedding(z)
         for block in self.blocks:
-            x = x + block(x, edge_index, edge_rbf, edge_env)
+            x = x + block(x, edge_index, edge_rbf, edge_env, pairs.of)
         return x[:, None, None]

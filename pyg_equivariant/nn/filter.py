@@ -3,13 +3,40 @@
 import math
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyg_equivariant.nn.compiler import stored
 from pyg_equivariant.nn.gate import SILU_SCALE
 from pyg_equivariant.nn.mlp import MLP
 
-__all__ = ["RadialFilter"]
+__all__ = ["LinearFilter", "RadialFilter", "by_column"]
+
+
+def by_column(edge_rbf: Float[Tensor, "E K"]) -> Float[Tensor, "E K"]:
+    """The same values, laid out column by column: see :class:`LinearFilter`."""
+    return stored(edge_rbf.T.contiguous()).T
+
+
+class LinearFilter(nn.Module):
+    """``edge_rbf [E, K] → weight [E, W]``, linear and without a bias, so that zero stays zero.
+
+    The derivatives of such tall and narrow matrix products take half the time when the basis lies in memory column by
+    column and the weights ``[K, W]`` row by row.
+
+    Args:
+        num_basis: K.
+        num_filters: W.
+    """
+
+    def __init__(self, num_basis: int, num_filters: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(num_basis, num_filters)))
+
+    def forward(self, edge_rbf: Float[Tensor, "E K"]) -> Float[Tensor, "E W"]:
+        """The filters at the edges' lengths."""
+        return edge_rbf @ self.weight
 
 
 class RadialFilter(nn.Module):

@@ -6,19 +6,20 @@ from torch import Tensor, nn
 
 from pyg_equivariant.models.base import Representation
 from pyg_equivariant.nn.compiler import stored
-from pyg_equivariant.nn.conv import Conv
+from pyg_equivariant.nn.conv import EdgeSumConv
 from pyg_equivariant.nn.cutoff import CosineCutoff
+from pyg_equivariant.nn.edge_sum import CONSTANT, Term
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.filter import LinearFilter, by_column
 from pyg_equivariant.nn.geometry import safe_norm, unit_vectors
 from pyg_equivariant.nn.mlp import MLP, dense
-from pyg_equivariant.nn.pairs import find_pairs, spread
+from pyg_equivariant.nn.pairs import find_pairs
 from pyg_equivariant.nn.radial import GaussianBasis, RadialBasis
 
 __all__ = ["PaiNN", "PaiNNConv", "PaiNNUpdate"]
 
 
-class PaiNNConv(Conv):
+class PaiNNConv(EdgeSumConv):
     r"""The message block (eqs. 7 and 8), for scalars s and vectors v.
 
     .. math::
@@ -38,7 +39,9 @@ class PaiNNConv(Conv):
     """
 
     def __init__(self, channels: int, num_basis: int) -> None:
-        super().__init__()
+        turned = [Term(1 + k, 1 + k, CONSTANT, 1, 1.0) for k in range(3)]
+        along = [Term(1 + k, 4, k, 2, 1.0) for k in range(3)]
+        super().__init__([Term(0, 0, CONSTANT, 0, 1.0), *turned, *along], 4)
         self.context = MLP([channels, channels, 3 * channels])
         self.filter = LinearFilter(num_basis, 3 * channels)
 
@@ -61,26 +64,11 @@ class PaiNNConv(Conv):
             edge_rbf: Radial basis, zero from the cutoff on.
             pair: Which row of ``edge_rbf`` an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own if not given.
         """
-        ds, dv = self.propagate(
-            edge_index,
-            size=(len(scalar), len(scalar)),
-            phi=self.context(scalar),
-            vector=vector,
-            edge_dir=edge_dir,
-            weight=spread(self.filter(edge_rbf), pair),
-        )
-        return ds, dv
-
-    def message(
-        self,
-        phi_j: Float[Tensor, "E C3"],
-        vector_j: Float[Tensor, "E 3 C"],
-        edge_dir: Float[Tensor, "E 3"],
-        weight: Float[Tensor, "E C3"],
-    ) -> tuple[Float[Tensor, "E C"], Float[Tensor, "E 3 C"]]:
-        """What source j sends to target i."""
-        scalar, mix, along = (phi_j * weight).chunk(3, -1)
-        return scalar, mix.unsqueeze(1) * vector_j + along.unsqueeze(1) * edge_dir.unsqueeze(-1)
+        s, vv, vs = self.context(scalar).unsqueeze(1).chunk(3, -1)
+        weight = self.filter(edge_rbf).unflatten(1, (3, -1))
+        sent = torch.cat([s, vector * vv, vs], 1)
+        ds, dv = self.message_and_aggregate(edge_index, sent, weight, edge_dir, pair).split([1, 3], 1)
+        return ds.squeeze(1), dv
 
 
 class PaiNNUpdate(nn.Module):

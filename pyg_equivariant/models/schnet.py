@@ -6,18 +6,19 @@ from torch import Tensor, nn
 from pyg_equivariant.models.base import Representation
 from pyg_equivariant.nn.activation import ShiftedSoftplus
 from pyg_equivariant.nn.compiler import stored
-from pyg_equivariant.nn.conv import Conv
+from pyg_equivariant.nn.conv import EdgeSumConv
 from pyg_equivariant.nn.cutoff import CosineCutoff
+from pyg_equivariant.nn.edge_sum import CONSTANT, Term
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.geometry import safe_norm
 from pyg_equivariant.nn.mlp import MLP, dense
-from pyg_equivariant.nn.pairs import find_pairs, spread
+from pyg_equivariant.nn.pairs import find_pairs
 from pyg_equivariant.nn.radial import GaussianBasis, RadialBasis
 
 __all__ = ["SchNet", "SchNetBlock", "SchNetConv"]
 
 
-class SchNetConv(Conv):
+class SchNetConv(EdgeSumConv):
     r"""The continuous-filter convolution (arXiv:1706.08566, eq. 1).
 
     .. math:: y_i = Σ_j (B x_j) ∘ W(r_{ij}) \, u(r_{ij})
@@ -36,7 +37,7 @@ class SchNetConv(Conv):
     """
 
     def __init__(self, channels: int, num_basis: int) -> None:
-        super().__init__()
+        super().__init__([Term(0, 0, CONSTANT, 0, 1.0)], 1)
         self.dense = dense(channels, channels, bias=False)
         self.filter = MLP([num_basis, channels, channels], ShiftedSoftplus())
 
@@ -58,13 +59,9 @@ class SchNetConv(Conv):
             pair: Which row of ``edge_rbf`` and ``edge_env`` an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own
                 if not given.
         """
-        weight = spread(self.filter(edge_rbf) * edge_env.unsqueeze(-1), pair)
-        y: Tensor = self.propagate(edge_index, size=(len(x), len(x)), x=self.dense(x), weight=weight)
-        return y
-
-    def message(self, x_j: Float[Tensor, "E C"], weight: Float[Tensor, "E C"]) -> Float[Tensor, "E C"]:
-        """What source j sends to target i."""
-        return x_j * weight
+        weight = self.filter(edge_rbf) * edge_env.unsqueeze(-1)
+        sent, weight = self.dense(x).unsqueeze(1), weight.unsqueeze(1)
+        return self.message_and_aggregate(edge_index, sent, weight, pair=pair).squeeze(1)
 
 
 class SchNetBlock(nn.Module):

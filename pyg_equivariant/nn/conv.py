@@ -1,12 +1,15 @@
 """The base of all convolutions."""
 
+from collections.abc import Sequence
 from typing import Any, Optional
 
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch_geometric.nn import MessagePassing
 
-__all__ = ["Conv", "segment_sum"]
+from pyg_equivariant.nn.edge_sum import EdgeSum, Term
+
+__all__ = ["Conv", "EdgeSumConv", "segment_sum"]
 
 
 def segment_sum(values: Tensor, index: Int[Tensor, " E"], size: int) -> Tensor:
@@ -39,3 +42,27 @@ class Conv(MessagePassing):
         if isinstance(inputs, Tensor):
             return segment_sum(inputs, index, size)
         return [segment_sum(part, index, size) for part in inputs]
+
+
+class EdgeSumConv(Conv):
+    """A convolution whose messages are an :class:`~pyg_equivariant.nn.edge_sum.EdgeSum`, which are never stored.
+
+    Args:
+        terms: The products of features, geometry and filters.
+        num_out: Rows of the outcome.
+    """
+
+    def __init__(self, terms: Sequence[Term], num_out: int) -> None:
+        super().__init__()
+        self.total = EdgeSum(terms, num_out)
+
+    def message_and_aggregate(
+        self,
+        edge_index: Int[Tensor, "2 E"],
+        x: Float[Tensor, "N M1 C"],
+        weight: Float[Tensor, "P W C"],
+        edge_sh: Optional[Float[Tensor, "E M2"]] = None,  # noqa: UP045
+        pair: Optional[Int[Tensor, " E"]] = None,  # noqa: UP045
+    ) -> Float[Tensor, "N M3 C"]:
+        """What the sources send to each target."""
+        return self.total(x, x.new_empty(edge_index.shape[1], 0) if edge_sh is None else edge_sh, weight, edge_index, pair)

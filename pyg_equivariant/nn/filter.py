@@ -34,7 +34,7 @@ class LinearFilter(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(num_basis, num_filters)))
 
-    def forward(self, edge_rbf: Float[Tensor, "E K"]) -> Float[Tensor, "E W"]:
+    def forward(self, edge_rbf: Float[Tensor, "... K"]) -> Float[Tensor, "... W"]:
         """The filters at the edges' lengths."""
         return edge_rbf @ self.weight
 

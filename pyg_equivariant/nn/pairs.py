@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pyg_equivariant.nn.native import addresses, kernels, runs_on
+
 __all__ = ["Pairs", "find_pairs", "spread"]
 
 
@@ -52,32 +54,20 @@ def spread(values: Float[Tensor, "P ..."], pair: Int[Tensor, " E"] | None) -> Fl
 
 @torch.library.custom_op("pyg_equivariant::find_pairs", mutates_args=())
 def _find_pairs(edge_index: Tensor, edge_vec: Tensor) -> tuple[Tensor, Tensor]:
-    source, target = edge_index
+    source, target, edge_vec = edge_index[0].contiguous(), edge_index[1].contiguous(), edge_vec.contiguous()
     edge = torch.arange(len(source), device=source.device)
-    alone = edge, edge.clone()
-    if edge_vec.device.type != "cpu" or len(source) == 0:
-        return alone
-    x, y, z = edge_vec.unbind(1)
-    along = torch.where(source == target, (x > 0) | ((x == 0) & ((y > 0) | ((y == 0) & (z > 0)))), source < target)
-    vector = torch.where(along.unsqueeze(1), edge_vec, -edge_vec).double() + 0.0  # no negative zeros
-    keys = torch.cat([edge_index.amin(0, True), edge_index.amax(0, True), vector.view(torch.int64).T])
-    mixed = keys * keys.new_tensor(_FACTORS).unsqueeze(1)
-    order = mixed.bitwise_xor_(mixed >> 32).sum(0).argsort()  # brings equal keys together; at worst keeps some apart
-    keys = keys[:, order]
-    is_first = torch.ones_like(along)
-    torch.any(keys[:, 1:] != keys[:, :-1], 0, out=is_first[1:])
-    first = order[is_first]
-    if len(first) == 1:  # the compiler asks all the time whether a size is 1, and must know that it is not
-        return alone
-    number = torch.zeros_like(edge).index_fill_(0, first, 1).cumsum(0) - 1  # in the order of the edges
-    of = torch.empty_like(edge).index_copy_(0, order, number[first[is_first.cumsum(0) - 1]])
-    return first.sort().values, of
-
-
-_FACTORS = [0x2545F4914F6CDD1D, 0x5851F42D4C957F2D, 0x369DEA0F31A53F85, 0x27BB2EE687B0B0FD, 0x106689D45497FDB5]
+    if not runs_on(edge_vec):
+        return edge, edge.clone()
+    first, of = torch.empty_like(edge), torch.empty_like(edge)
+    find = getattr(kernels(), f"pairs_{'float' if edge_vec.dtype == torch.float32 else 'double'}")
+    count = find(len(edge), *addresses(source, target, edge_vec, first, of))
+    if count == 1:  # the compiler asks all the time whether a size is 1, and must know that it is not
+        return edge, edge.clone()
+    return first[:count].clone(), of
 
 
 @_find_pairs.register_fake
 def _(edge_index: Tensor, edge_vec: Tensor) -> tuple[Tensor, Tensor]:
     of = torch.empty_like(edge_index[0])
-    return of.new_empty(torch.library.get_ctx().new_dynamic_size(min=2) if len(of) > 1 else len(of)), of
+    edges = of.shape[0]
+    return of.new_empty(torch.library.get_ctx().new_dynamic_size(min=2) if edges > 1 else edges), of

@@ -15,7 +15,7 @@ from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.geometry import safe_norm
 from pyg_equivariant.nn.linear import DegreeLinear
 from pyg_equivariant.nn.mlp import MLP
-from pyg_equivariant.nn.tensor_product import AllPaths, PathLinear, TensorProduct
+from pyg_equivariant.nn.tensor_product import AllPaths, PathLinear, TensorProductConv
 from pyg_equivariant.o3.constants import ExactConstants
 from pyg_equivariant.o3.harmonics import spherical_harmonics
 from pyg_equivariant.o3.layout import degree_slices, num_components
@@ -148,7 +148,7 @@ class CormorantInputConv(Conv):
         return x_j * weight
 
 
-class CormorantConv(Conv):
+class CormorantConv(TensorProductConv):
     r"""One level: edges learn from their atoms, atoms from their edges: ``x [N, 1, M, C] → [N, 1, M', C]``.
 
     .. math::
@@ -189,7 +189,7 @@ class CormorantConv(Conv):
         edge_channels: int = 0,
         avg_num_neighbors: float = 1.0,
     ) -> None:
-        super().__init__()
+        super().__init__(paths)
         self.paths = paths
         self.harmonic_of = [l2 for block in paths.blocks for _, l2 in block.pairs]
         fan_in = edge_channels + (paths.lmax_in + 1) * channels + num_basis
@@ -197,7 +197,6 @@ class CormorantConv(Conv):
         self.edge_mix = nn.Parameter(torch.randn(paths.lmax_sh + 1, fan_in, channels) * (4 / math.sqrt(fan_in)))
         self.mask_radius = nn.Parameter(torch.tensor(1.73))  # the first values of the authors' code, in Å
         self.mask_width = nn.Parameter(torch.tensor(math.log(0.2)))
-        self.product = TensorProduct(paths)
         self.linear_edges = PathLinear(paths, channels, channels)
         self.square = SelfProduct(paths.lmax_in, paths.lmax_out)
         self.linear_square = nn.ParameterList(
@@ -237,22 +236,13 @@ class CormorantConv(Conv):
         edge_x = torch.bmm(known.transpose(0, 1), self.edge_mix).transpose(0, 1)
 
         weight = edge_x[:, self.harmonic_of]
-        received = self.propagate(
-            edge_index, x=x.transpose(1, 2), edge_sh=edge_sh, weight=weight, size=(len(x), len(x))
-        )
+        received = self.message_and_aggregate(edge_index, x.transpose(1, 2), edge_sh, weight)
         y: Tensor = self.linear_edges([m * self.avg_num_neighbors.rsqrt() for m in received])[0]
         squares = [part.flatten(2) @ mix for part, mix in zip(self.square(x), self.linear_square, strict=True)]
         y = y + torch.cat(squares, 1).unsqueeze(1)
         kept = num_components(self.lmax_kept)
         own = y[:, :, :kept] + self.linear_self(x[:, :, :kept])
         return torch.cat([own, y[:, :, kept:]], 2) / math.sqrt(3), edge_x
-
-    def message(
-        self, x_j: Float[Tensor, "E M 1 C"], edge_sh: Float[Tensor, "E M2"], weight: Float[Tensor, "E W C"]
-    ) -> list[Float[Tensor, "E _ _ 1 C"]]:
-        """The products of edges and sources, one tensor a degree."""
-        products: list[Tensor] = self.product(x_j, edge_sh, weight)
-        return products
 
 
 class Cormorant(Representation):

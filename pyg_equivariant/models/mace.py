@@ -7,22 +7,23 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pyg_equivariant.models.base import Representation
-from pyg_equivariant.nn.conv import Conv
+from pyg_equivariant.nn.compiler import stored
 from pyg_equivariant.nn.cutoff import Cutoff, PolynomialCutoff
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.filter import RadialFilter
 from pyg_equivariant.nn.geometry import safe_norm
 from pyg_equivariant.nn.linear import DegreeLinear, ElementLinear
+from pyg_equivariant.nn.pairs import find_pairs
 from pyg_equivariant.nn.radial import BesselBasis, RadialBasis
 from pyg_equivariant.nn.symmetric_contraction import SymmetricContraction
-from pyg_equivariant.nn.tensor_product import PathLinear, ProperPaths, TensorProduct
+from pyg_equivariant.nn.tensor_product import PathLinear, ProperPaths, TensorProductConv
 from pyg_equivariant.o3.harmonics import spherical_harmonics
 from pyg_equivariant.o3.layout import num_components
 
 __all__ = ["MACE", "FirstMACEConv", "MACEConv", "ResidualMACE"]
 
 
-class MACEConv(Conv):
+class MACEConv(TensorProductConv):
     r"""One layer of MACE: ``x [N, 1, M, C] → [N, 1, M', C]``, true tensors.
 
     .. math::
@@ -63,11 +64,10 @@ class MACEConv(Conv):
         elements: Sequence[int] | None = None,
         avg_num_neighbors: float = 1.0,
     ) -> None:
-        super().__init__()
         paths = ProperPaths(lmax_in, lmax_sh, lmax_sh)
+        super().__init__(paths)
         self.linear_in = DegreeLinear(channels, channels, lmax=lmax_in)
         self.filter = RadialFilter(num_basis, paths.num_paths, channels, hidden)
-        self.product = TensorProduct(paths)
         self.linear_sum = PathLinear(paths, channels, channels)
         self.contraction = SymmetricContraction(channels, lmax_sh, lmax_out, correlation=correlation, elements=elements)
         self.linear_out = DegreeLinear(channels, channels, lmax=lmax_out)
@@ -85,8 +85,9 @@ class MACEConv(Conv):
         x: Float[Tensor, "N 1 M C"],
         z: Int[Tensor, " N"],
         edge_index: Int[Tensor, "2 E"],
-        edge_rbf: Float[Tensor, "E K"],
+        edge_rbf: Float[Tensor, "R K"],
         edge_sh: Float[Tensor, "E M2"],
+        pair: Int[Tensor, " E"] | None = None,
     ) -> Float[Tensor, "N 1 L C"]:
         """Updated features.
 
@@ -96,10 +97,10 @@ class MACEConv(Conv):
             edge_index: Row 0 the source j, row 1 the target i.
             edge_rbf: Radial basis times envelope.
             edge_sh: Harmonics of ``r_j − r_i``, component-normalised.
+            pair: Which row of ``edge_rbf`` an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own if not given.
         """
         sent = self.linear_in(x).transpose(1, 2).contiguous()
-        size = (x.shape[0], x.shape[0])
-        received = self.propagate(edge_index, x=sent, edge_sh=edge_sh, weight=self.filter(edge_rbf), size=size)
+        received = self.message_and_aggregate(edge_index, sent, edge_sh, self.filter(edge_rbf), pair)
         density, _ = self.linear_sum([m / self.avg_num_neighbors for m in received])
         return self.update_features(x, density, z)
 
@@ -110,13 +111,6 @@ class MACEConv(Conv):
         y = self.linear_out(self.contraction(density, z))
         known = self.self_connection(x[:, :, : num_components(self.self_connection.lmax)], z)
         return y + nn.functional.pad(known, (0, 0, 0, y.shape[2] - known.shape[2]))
-
-    def message(
-        self, x_j: Float[Tensor, "E M 1 C"], edge_sh: Float[Tensor, "E M2"], weight: Float[Tensor, "E W C"]
-    ) -> list[Float[Tensor, "E _ _ 1 C"]]:
-        """All paths of the filtered tensor product, one tensor a degree."""
-        products: list[Tensor] = self.product(x_j, edge_sh, weight)
-        return products
 
 
 class FirstMACEConv(MACEConv):
@@ -221,13 +215,14 @@ class MACE(Representation):
         edge_vec: Float[Tensor, "E 3"],
     ) -> Float[Tensor, "N P M C"]:
         """See :meth:`Representation.forward`."""
-        edge_len = safe_norm(edge_vec)
-        edge_rbf = self.radial(edge_len) * self.envelope(edge_len).unsqueeze(-1)
+        pairs = find_pairs(edge_index, edge_vec)
+        length = safe_norm(edge_vec.index_select(0, pairs.first))
+        edge_rbf = stored(self.radial(length) * self.envelope(length).unsqueeze(-1))
         edge_sh = spherical_harmonics(edge_vec, self.lmax_sh)
         x: Tensor = self.embedding(z)[:, None, None]
         outcome = []
         for layer in self.layers:
-            x = layer(x, z, edge_index, edge_rbf, edge_sh)
+            x = layer(x, z, edge_index, edge_rbf, edge_sh, pairs.of)
             outcome.append(x[:, :, : num_components(self.lmax)])
         return torch.cat(outcome, dim=3)
 

@@ -9,22 +9,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyg_equivariant.models.base import Representation
-from pyg_equivariant.nn.conv import Conv
+from pyg_equivariant.nn.compiler import stored
 from pyg_equivariant.nn.cutoff import Cutoff, PolynomialCutoff
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.gate import SILU_SCALE, Gate
 from pyg_equivariant.nn.geometry import safe_norm
 from pyg_equivariant.nn.linear import DegreeLinear, ElementLinear
 from pyg_equivariant.nn.mlp import MLP
+from pyg_equivariant.nn.pairs import find_pairs
 from pyg_equivariant.nn.radial import RadialBasis, TrainableBesselBasis
-from pyg_equivariant.nn.tensor_product import FullPaths, PathLinear, Paths, ProperPaths, TensorProduct
+from pyg_equivariant.nn.tensor_product import FullPaths, PathLinear, Paths, ProperPaths, TensorProductConv
 from pyg_equivariant.o3.harmonics import spherical_harmonics
 from pyg_equivariant.o3.layout import num_components
 
 __all__ = ["NequIP", "NequIPConv"]
 
 
-class NequIPConv(Conv):
+class NequIPConv(TensorProductConv):
     r"""One interaction block of NequIP: ``x [N, P, M, C] → [N, P', M', C]``.
 
     .. math::
@@ -56,7 +57,7 @@ class NequIPConv(Conv):
         elements: Sequence[int] | None = None,
         avg_num_neighbors: float = 1.0,
     ) -> None:
-        super().__init__()
+        super().__init__(paths)
         self.paths = paths
         self.lmax_kept = min(paths.lmax_in, paths.lmax_out)
         self.parity_kept = min(paths.parity_in, paths.parity_out)
@@ -65,7 +66,6 @@ class NequIPConv(Conv):
         self.linear_in = DegreeLinear(channels, channels, lmax=paths.lmax_in, parity=paths.parity_in)
         self.filter = MLP([num_basis, *hidden, paths.num_paths * channels], bias=False)
         _preserve_variance(self.filter)
-        self.product = TensorProduct(paths)
         self.linear_out = PathLinear(paths, channels, channels, num_scalars=num_scalars)
         self.self_connection = ElementLinear(
             channels, channels, lmax=self.lmax_kept, parity=self.parity_kept, elements=elements
@@ -78,8 +78,9 @@ class NequIPConv(Conv):
         x: Float[Tensor, "N P M C"],
         z: Int[Tensor, " N"],
         edge_index: Int[Tensor, "2 E"],
-        edge_rbf: Float[Tensor, "E K"],
+        edge_rbf: Float[Tensor, "R K"],
         edge_sh: Float[Tensor, "E M2"],
+        pair: Int[Tensor, " E"] | None = None,
     ) -> Float[Tensor, "N Q L C"]:
         """Updated features.
 
@@ -89,12 +90,12 @@ class NequIPConv(Conv):
             edge_index: Row 0 the source j, row 1 the target i.
             edge_rbf: Radial basis times envelope.
             edge_sh: Harmonics of ``r_j − r_i``, component-normalised.
+            pair: Which row of ``edge_rbf`` an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own if not given.
         """
         x = x[:, : self.paths.parity_in]
-        weight = self.filter(edge_rbf).view(len(edge_rbf), self.paths.num_paths, x.shape[3])
+        weight = self.filter(edge_rbf).unflatten(1, (self.paths.num_paths, -1))
         sent = self.linear_in(x).transpose(1, 2).contiguous()
-        size = (x.shape[0], x.shape[0])
-        received = self.propagate(edge_index, x=sent, edge_sh=edge_sh, weight=weight, size=size)
+        received = self.message_and_aggregate(edge_index, sent, edge_sh, weight, pair)
         y, gates = self.linear_out([m * self.avg_num_neighbors.rsqrt() for m in received])
         kept = x[:, : self.parity_kept, : num_components(self.lmax_kept)]
         known = self.self_connection(kept, z)
@@ -103,13 +104,6 @@ class NequIPConv(Conv):
             gates = gates + self.self_gates(x[:, :1, :1], z).flatten(1)
         updated: Tensor = self.gate(y, gates.view(len(y), self.gate.num_gates, y.shape[3]))
         return updated
-
-    def message(
-        self, x_j: Float[Tensor, "E M P C"], edge_sh: Float[Tensor, "E M2"], weight: Float[Tensor, "E W C"]
-    ) -> list[Float[Tensor, "E _ _ P C"]]:
-        """All paths of the filtered tensor product, one tensor a degree."""
-        products: list[Tensor] = self.product(x_j, edge_sh, weight)
-        return products
 
 
 def _preserve_variance(mlp: MLP) -> None:
@@ -195,10 +189,11 @@ class NequIP(Representation):
         edge_vec: Float[Tensor, "E 3"],
     ) -> Float[Tensor, "N P M C"]:
         """See :meth:`Representation.forward`."""
-        edge_len = safe_norm(edge_vec)
-        edge_rbf = self.radial(edge_len) * self.envelope(edge_len).unsqueeze(-1)
+        pairs = find_pairs(edge_index, edge_vec)
+        length = safe_norm(edge_vec.index_select(0, pairs.first))
+        edge_rbf = stored(self.radial(length) * self.envelope(length).unsqueeze(-1))
         edge_sh = spherical_harmonics(edge_vec, self.lmax_sh)
         x: Tensor = self.embedding(z)[:, None, None]
         for layer in self.layers:
-            x = layer(x, z, edge_index, edge_rbf, edge_sh)
+            x = layer(x, z, edge_index, edge_rbf, edge_sh, pairs.of)
         return x

@@ -8,11 +8,14 @@ from torch import Tensor, nn
 
 from pyg_equivariant.models.base import Representation
 from pyg_equivariant.nn.activation import ShiftedSoftplus
-from pyg_equivariant.nn.conv import Conv
+from pyg_equivariant.nn.conv import EdgeSumConv
 from pyg_equivariant.nn.cutoff import PolynomialCutoff
+from pyg_equivariant.nn.edge_sum import CONSTANT, Term
 from pyg_equivariant.nn.embedding import AtomEmbedding
+from pyg_equivariant.nn.filter import LinearFilter, by_column
 from pyg_equivariant.nn.geometry import safe_norm
 from pyg_equivariant.nn.orthogonal import orthogonal_dense
+from pyg_equivariant.nn.pairs import find_pairs
 from pyg_equivariant.nn.radial import RadialBasis
 
 __all__ = ["ExponentialBasis", "PhysNet", "PhysNetConv"]
@@ -45,7 +48,7 @@ def _inverse_softplus(x: Tensor) -> Tensor:
     return x + torch.log(-torch.expm1(-x))
 
 
-class PhysNetConv(Conv):
+class PhysNetConv(EdgeSumConv):
     r"""The proto-message of an interaction block.
 
     .. math:: y_i = σ(W_I σ(x_i) + b_I) + Σ_j G g(r_{ij}) ∘ σ(W_J σ(x_j) + b_J)
@@ -63,15 +66,19 @@ class PhysNetConv(Conv):
     """
 
     def __init__(self, channels: int, num_basis: int) -> None:
-        super().__init__()
+        super().__init__([Term(0, 0, CONSTANT, 0, 1.0)], 1)
         self.activation = ShiftedSoftplus()
         self.own = orthogonal_dense(channels, channels)
         self.other = orthogonal_dense(channels, channels)
-        self.mask = nn.Linear(num_basis, channels, bias=False)
+        self.mask = LinearFilter(num_basis, channels)
         nn.init.zeros_(self.mask.weight)
 
     def forward(
-        self, x: Float[Tensor, "N C"], edge_index: Int[Tensor, "2 E"], edge_rbf: Float[Tensor, "E K"]
+        self,
+        x: Float[Tensor, "N C"],
+        edge_index: Int[Tensor, "2 E"],
+        edge_rbf: Float[Tensor, "P K"],
+        pair: Int[Tensor, " E"] | None = None,
     ) -> Float[Tensor, "N C"]:
         """The proto-messages.
 
@@ -79,16 +86,14 @@ class PhysNetConv(Conv):
             x: Scalars of the atoms.
             edge_index: Sources j and targets i.
             edge_rbf: Radial basis g, zero from the cutoff on.
+            pair: Which row of ``edge_rbf`` an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own if not given.
         """
         active = self.activation(x)
         sent = self.activation(self.other(active))
-        received = self.propagate(edge_index, size=(len(x), len(x)), x=sent, mask=self.mask(edge_rbf))
+        mask = self.mask(edge_rbf).unsqueeze(1)
+        received = self.message_and_aggregate(edge_index, sent.unsqueeze(1), mask, pair=pair).squeeze(1)
         proto: Tensor = self.activation(self.own(active)) + received
         return proto
-
-    def message(self, x_j: Float[Tensor, "E C"], mask: Float[Tensor, "E C"]) -> Float[Tensor, "E C"]:
-        """What source j sends to target i."""
-        return x_j * mask
 
 
 class _Residual(nn.Module):
@@ -120,9 +125,13 @@ class _Interaction(nn.Module):
         self.gate = nn.Parameter(torch.ones(channels))
 
     def forward(
-        self, x: Float[Tensor, "N C"], edge_index: Int[Tensor, "2 E"], edge_rbf: Float[Tensor, "E K"]
+        self,
+        x: Float[Tensor, "N C"],
+        edge_index: Int[Tensor, "2 E"],
+        edge_rbf: Float[Tensor, "P K"],
+        pair: Int[Tensor, " E"],
     ) -> Float[Tensor, "N C"]:
-        out: Tensor = self.gate * x + self.dense(self.refine(self.conv(x, edge_index, edge_rbf)))
+        out: Tensor = self.gate * x + self.dense(self.refine(self.conv(x, edge_index, edge_rbf, pair)))
         return out
 
 
@@ -182,11 +191,12 @@ class PhysNet(Representation):
         edge_vec: Float[Tensor, "E 3"],
     ) -> Float[Tensor, "N 1 1 C"]:
         """Scalars of the atoms; the arguments are those of :class:`Representation`."""
-        edge_len = safe_norm(edge_vec)
-        edge_rbf = self.radial(edge_len) * self.envelope(edge_len).unsqueeze(-1)
+        pairs = find_pairs(edge_index, edge_vec)
+        length = safe_norm(edge_vec.index_select(0, pairs.first))
+        edge_rbf = by_column(self.radial(length) * self.envelope(length).unsqueeze(-1))
         x: Tensor = self.embedding(z)
         y = torch.zeros_like(x)
         for interaction, atomic, output in zip(self.interactions, self.atomic, self.outputs, strict=True):
-            x = atomic(interaction(x, edge_index, edge_rbf))
+            x = atomic(interaction(x, edge_index, edge_rbf, pairs.of))
             y = y + output(x)
         return y[:, None, None]

@@ -9,14 +9,15 @@ from torch import Tensor, nn
 
 from pyg_equivariant.models.base import Representation
 from pyg_equivariant.nn.activation import Activation, ShiftedSoftplus
-from pyg_equivariant.nn.conv import Conv
+from pyg_equivariant.nn.compiler import stored
 from pyg_equivariant.nn.cutoff import CosineCutoff, Cutoff
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.filter import RadialFilter
 from pyg_equivariant.nn.geometry import safe_norm
 from pyg_equivariant.nn.loops import with_loops
+from pyg_equivariant.nn.pairs import find_pairs
 from pyg_equivariant.nn.radial import EnvelopedBasis, GaussianBasis, RadialBasis
-from pyg_equivariant.nn.tensor_product import AllPaths, PathLinear, TensorProduct
+from pyg_equivariant.nn.tensor_product import AllPaths, PathLinear, TensorProductConv
 from pyg_equivariant.o3.harmonics import spherical_harmonics
 from pyg_equivariant.o3.layout import degree_slices, degrees
 
@@ -56,7 +57,7 @@ class NormActivation(nn.Module):
         return torch.cat([scalars, x[:, :, 1:] * factors[:, self.degrees].unsqueeze(1)], 2)
 
 
-class TensorFieldConv(Conv):
+class TensorFieldConv(TensorProductConv):
     r"""Point convolution, concatenation and self-interaction: ``x [N, 1, M, C] → [N, 1, M', D]``.
 
     .. math::
@@ -96,9 +97,8 @@ class TensorFieldConv(Conv):
         hidden: Sequence[int] = (32,),
         avg_num_neighbors: float = 1.0,
     ) -> None:
-        super().__init__()
+        super().__init__(paths)
         self.filter = RadialFilter(num_basis, paths.num_paths, in_channels, hidden)
-        self.product = TensorProduct(paths)
         self.self_interaction = PathLinear(paths, in_channels, out_channels)
         self.register_buffer("avg_num_neighbors", torch.tensor(float(avg_num_neighbors)))
 
@@ -106,8 +106,9 @@ class TensorFieldConv(Conv):
         self,
         x: Float[Tensor, "N 1 M C"],
         edge_index: Int[Tensor, "2 E"],
-        edge_rbf: Float[Tensor, "E K"],
+        edge_rbf: Float[Tensor, "R K"],
         edge_sh: Float[Tensor, "E M2"],
+        pair: Int[Tensor, " E"] | None = None,
     ) -> Float[Tensor, "N 1 M3 D"]:
         """New features.
 
@@ -116,19 +117,11 @@ class TensorFieldConv(Conv):
             edge_index: Row 0 the source j, row 1 the target i.
             edge_rbf: Radial basis times envelope.
             edge_sh: Harmonics of ``r_j − r_i``, component-normalised.
+            pair: Which row of ``edge_rbf`` an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own if not given.
         """
-        received = self.propagate(
-            edge_index, x=x.transpose(1, 2), edge_sh=edge_sh, weight=self.filter(edge_rbf), size=(len(x), len(x))
-        )
+        received = self.message_and_aggregate(edge_index, x.transpose(1, 2), edge_sh, self.filter(edge_rbf), pair)
         y: Tensor = self.self_interaction([m * self.avg_num_neighbors.rsqrt() for m in received])[0]
         return y
-
-    def message(
-        self, x_j: Float[Tensor, "E M 1 C"], edge_sh: Float[Tensor, "E M2"], weight: Float[Tensor, "E W C"]
-    ) -> list[Float[Tensor, "E _ _ 1 C"]]:
-        """All paths of the filtered tensor product, one tensor a degree."""
-        products: list[Tensor] = self.product(x_j, edge_sh, weight)
-        return products
 
 
 class TensorFieldNetwork(Representation):
@@ -189,10 +182,11 @@ class TensorFieldNetwork(Representation):
         """Features of the atoms; the arguments are those of :class:`Representation`."""
         # the sum over neighbours includes the atom itself
         edge_index, edge_vec = with_loops(edge_index, edge_vec, len(z))
-        edge_rbf = self.radial(safe_norm(edge_vec))
+        pairs = find_pairs(edge_index, edge_vec)
+        edge_rbf = stored(self.radial(safe_norm(edge_vec.index_select(0, pairs.first))))
         edge_sh = spherical_harmonics(edge_vec, self.lmax)
         x: Tensor = self.embedding(z)[:, None, None]
         for conv, activation in zip(self.convs, self.activations, strict=True):
-            x = activation(conv(x, edge_index, edge_rbf, edge_sh))
+            x = activation(conv(x, edge_index, edge_rbf, edge_sh, pairs.of))
         lengths = self.lengths(degree_norms(x, self.lmax).flatten(1))[:, None, None]
         return torch.cat([x[:, :, :1] + lengths, x[:, :, 1:]], 2)

@@ -10,13 +10,15 @@ from torch.nn import functional
 
 from pyg_equivariant.models.base import Representation
 from pyg_equivariant.nn.compiler import stored
-from pyg_equivariant.nn.conv import Conv
+from pyg_equivariant.nn.conv import EdgeSumConv
 from pyg_equivariant.nn.cutoff import CosineCutoff
+from pyg_equivariant.nn.edge_sum import CONSTANT, Term
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.expnormal import ExpNormalBasis
 from pyg_equivariant.nn.geometry import safe_norm
 from pyg_equivariant.nn.linear import DegreeLinear
 from pyg_equivariant.nn.loops import with_loops
+from pyg_equivariant.nn.pairs import find_pairs
 from pyg_equivariant.nn.radial import RadialBasis
 from pyg_equivariant.o3.constants import ExactConstants
 from pyg_equivariant.o3.harmonics import spherical_harmonics
@@ -88,7 +90,7 @@ def _by_degree(x: Float[Tensor, "N 9 C"]) -> tuple[Tensor, ...]:
     return x.split([1, 3, 5], dim=1)
 
 
-class TensorNetEmbedding(Conv):
+class TensorNetEmbedding(EdgeSumConv):
     r"""The embedding: the first matrices of the atoms, from what surrounds them, ``x [N, 9, C]``.
 
     .. math::
@@ -103,7 +105,8 @@ class TensorNetEmbedding(Conv):
     """
 
     def __init__(self, channels: int, num_basis: int) -> None:
-        super().__init__()
+        # of the source's channels and of ones, which the target's channels then multiply
+        super().__init__([Term(9 * x + m, x, m, degree, 1.0) for x in (0, 1) for m, degree in enumerate(DEGREES)], 18)
         self.embedding = AtomEmbedding(channels)
         self.pair = nn.Linear(2 * channels, channels)
         self.filter = nn.Linear(num_basis, 3 * channels, bias=False)
@@ -116,7 +119,8 @@ class TensorNetEmbedding(Conv):
         z: Int[Tensor, " N"],
         edge_index: Int[Tensor, "2 E"],
         edge_sh: Float[Tensor, "E 9"],
-        edge_rbf: Float[Tensor, "E K"],
+        edge_rbf: Float[Tensor, "P K"],
+        pair: Int[Tensor, " E"] | None = None,
     ) -> Float[Tensor, "N 9 C"]:
         r"""The matrices of the atoms.
 
@@ -125,35 +129,20 @@ class TensorNetEmbedding(Conv):
             edge_index: Sources j and targets i.
             edge_sh: Components of :math:`1 + [\hat r_{ij}]_× + (\hat r_{ij} \hat r_{ij}^T − ⅓)`.
             edge_rbf: Radial basis under its envelope, and the envelope for a bias.
+            pair: Which row of ``edge_rbf`` an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own if not given.
         """
         e = self.embedding(z)
         of_target, of_source = self.pair.weight.chunk(2, 1)
-        received = self.propagate(
-            edge_index,
-            size=(len(z), len(z)),
-            target=functional.linear(e, of_target, self.pair.bias),
-            source=functional.linear(e, of_source),
-            edge_sh=edge_sh,
-            weight=self.filter(edge_rbf),
-        )
-        x = torch.cat(received, 1)
+        source = functional.linear(e, of_source)
+        weight = self.filter(edge_rbf).unflatten(1, (3, -1))
+        sent = torch.stack([source, torch.ones_like(source)], 1)
+        of_sources, of_ones = self.message_and_aggregate(edge_index, sent, weight, edge_sh, pair).chunk(2, 1)
+        x = of_sources + functional.linear(e, of_target, self.pair.bias).unsqueeze(1) * of_ones
         scale = self.scale(self.norm(x.square().sum(1))).unflatten(1, (3, -1))
         return _mix(self.linear, x) * scale[:, DEGREES]
 
-    def message(
-        self,
-        target_i: Float[Tensor, "E C"],
-        source_j: Float[Tensor, "E C"],
-        edge_sh: Float[Tensor, "E 9"],
-        weight: Float[Tensor, "E C3"],
-    ) -> list[Float[Tensor, "E _ C"]]:
-        """What source j adds to target i, one tensor a degree."""
-        weight = weight.unflatten(1, (3, -1)) * (target_i + source_j).unsqueeze(1)
-        sh = _by_degree(edge_sh.unsqueeze(-1))
-        return [w.unsqueeze(1) * y for w, y in zip(weight.unbind(1), sh, strict=True)]
 
-
-class TensorNetConv(Conv):
+class TensorNetConv(EdgeSumConv):
     r"""An interaction layer, of matrices X in their components ``x [N, 9, C]``.
 
     .. math::
@@ -177,7 +166,7 @@ class TensorNetConv(Conv):
     """
 
     def __init__(self, channels: int, num_basis: int) -> None:
-        super().__init__()
+        super().__init__([Term(m, m, CONSTANT, degree, 1.0) for m, degree in enumerate(DEGREES)], len(DEGREES))
         self.filter = _silu_layers(num_basis, channels, 2 * channels, 3 * channels)
         self.linear_in = _linear(channels)
         self.linear_out = _linear(channels)
@@ -187,8 +176,9 @@ class TensorNetConv(Conv):
         self,
         x: Float[Tensor, "N 9 C"],
         edge_index: Int[Tensor, "2 E"],
-        edge_rbf: Float[Tensor, "E K"],
-        envelope: Float[Tensor, " E"],
+        edge_rbf: Float[Tensor, "P K"],
+        envelope: Float[Tensor, " P"],
+        pair: Int[Tensor, " E"] | None = None,
     ) -> Float[Tensor, "N 9 C"]:
         """The new matrices.
 
@@ -197,20 +187,18 @@ class TensorNetConv(Conv):
             edge_index: Sources j and targets i.
             edge_rbf: Radial basis.
             envelope: Zero from the cutoff on.
+            pair: Which row of ``edge_rbf`` and ``envelope`` an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own
+                if not given.
         """
         weight = (self.filter(edge_rbf) * envelope.unsqueeze(-1)).unflatten(1, (3, -1))
         x = _bounded(x)
         y = _mix(self.linear_in, x)
-        received = self.propagate(edge_index, size=(len(x), len(x)), y=y, weight=weight)
-        left, right = self.matrices.matrix(y), self.matrices.matrix(torch.cat(received, 1))
+        received = self.message_and_aggregate(edge_index, y, weight, pair=pair)
+        left, right = self.matrices.matrix(y), self.matrices.matrix(received)
         anticommutator = self.matrices.components(_product(left, right) + _product(right, left))
         change = _mix(self.linear_out, _bounded(anticommutator))
         matrix = self.matrices.matrix(change)
         return x + change + self.matrices.components(_product(matrix, matrix))
-
-    def message(self, y_j: Float[Tensor, "E 9 C"], weight: Float[Tensor, "E 3 C"]) -> list[Float[Tensor, "E _ C"]]:
-        """What source j sends to target i, one tensor a degree."""
-        return [w.unsqueeze(1) * part for w, part in zip(weight.unbind(1), _by_degree(y_j), strict=True)]
 
 
 def _bounded(x: Float[Tensor, "N 9 C"]) -> Float[Tensor, "N 9 C"]:
@@ -271,14 +259,15 @@ class TensorNet(Representation):
     ) -> Float[Tensor, "N 1 9 C"]:
         """Scalars, vectors and tensors of the atoms; the arguments are those of :class:`Representation`."""
         edge_index, edge_vec = with_loops(edge_index, edge_vec, len(z))
-        edge_len = safe_norm(edge_vec)
-        envelope = stored(self.envelope(edge_len))
-        edge_rbf = stored(self.radial(edge_len) * envelope.unsqueeze(-1))
+        pairs = find_pairs(edge_index, edge_vec)
+        length = safe_norm(edge_vec.index_select(0, pairs.first))
+        envelope = stored(self.envelope(length))
+        edge_rbf = stored(self.radial(length) * envelope.unsqueeze(-1))
         edge_sh = stored(spherical_harmonics(edge_vec, LMAX) * self.matrices.per_harmonic)
         with_bias = torch.cat([edge_rbf, torch.ones_like(edge_rbf[:, :1])], -1) * envelope.unsqueeze(-1)
-        x = self.embedding(z, edge_index, edge_sh, with_bias)
+        x = self.embedding(z, edge_index, edge_sh, with_bias, pairs.of)
         for conv in self.convs:
-            x = conv(x, edge_index, edge_rbf, envelope)
+            x = conv(x, edge_index, edge_rbf, envelope, pairs.of)
         squares = torch.cat([part.square().sum(1) for part in _by_degree(x)], -1)
         scalar = functional.silu(self.out(self.norm(squares))).unsqueeze(1)
         return torch.cat([scalar, x[:, 1:]], 1).unsqueeze(1)

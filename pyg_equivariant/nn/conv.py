@@ -65,4 +65,6 @@ class EdgeSumConv(Conv):
         pair: Optional[Int[Tensor, " E"]] = None,  # noqa: UP045
     ) -> Float[Tensor, "N M3 C"]:
         """What the sources send to each target."""
-        return self.total(x, x.new_empty(edge_index.shape[1], 0) if edge_sh is None else edge_sh, weight, edge_index, pair)
+        if edge_sh is None:
+            edge_sh = x.new_empty(edge_index.shape[1], 0)
+        return self.total(x, edge_sh, weight, edge_index, pair)

@@ -41,7 +41,7 @@ class EdgeSum:
     .. math:: y_{i,o,c} = \sum_{j \to i} \sum_{(o,a,b,f,v)} v \; x_{j,a,c} \, Y_{ij,b} \, w_{ij,f,c}
 
     On a CPU a kernel reads each edge once, here and in the first two derivatives; it is compiled on first use, which
-    takes some seconds and needs a C++ compiler, and kept. On other devices and for other types than float32 and float64,
+    takes some seconds and needs a C++ compiler, and kept. On other devices, for other types than float32 and float64
     and where there is no compiler, PyTorch's operations do the same.
 
     Args:
@@ -96,9 +96,7 @@ class _Table:
         for term in ordered:
             groups.setdefault((term.weight, term.x), {}).setdefault(term.out, []).append(term)
         self.groups = [
-            (x, weight, chunk)
-            for (weight, x), outs in groups.items()
-            for chunk in _chunks(list(outs.items()))
+            (x, weight, chunk) for (weight, x), outs in groups.items() for chunk in _chunks(list(outs.items()))
         ]
         first_term, out, first_entry, columns, values = [0], [], [0], [], []
         for _, _, outs in self.groups:
@@ -108,17 +106,17 @@ class _Table:
                 values += [term.value for term in entries]
                 first_entry.append(len(columns))
             first_term.append(len(out))
-        self.arrays = [
-            (ctypes.c_int32 * len(numbers))(*numbers)
-            for numbers in ([x for x, _, _ in self.groups], [w for _, w, _ in self.groups], first_term, out, first_entry)
-        ] + [(ctypes.c_int32 * len(columns))(*columns), (ctypes.c_double * len(values))(*values)]
+        rows = [x for x, _, _ in self.groups], [weight for _, weight, _ in self.groups]
+        integers = (*rows, first_term, out, first_entry, columns)
+        self.integers = [(ctypes.c_int32 * len(numbers))(*numbers) for numbers in integers]
+        self.values = (ctypes.c_double * len(values))(*values)
         self.num_terms = len(out)
 
     def pack(self, x: Tensor, edge_sh: Tensor, weight: Tensor) -> Any:
         """What the kernel reads."""
         numbers = len(self.groups), self.num_terms, x.shape[1], weight.shape[1], self.num_out, edge_sh.shape[1]
-        addresses = [ctypes.addressof(array) for array in self.arrays]
-        return (ctypes.c_int64 * 13)(*numbers, *addresses)
+        where = [ctypes.addressof(array) for array in self.integers]
+        return (ctypes.c_int64 * 13)(*numbers, *where, ctypes.addressof(self.values))
 
 
 def _chunks(values: list[Any]) -> list[list[Any]]:
@@ -155,17 +153,10 @@ def _reference(
     return x.new_zeros(len(x), table.num_out, x.shape[2]).index_add(0, target, message)
 
 
-# ------------------------------------------------------------------------------ the kernel and its derivatives, for autograd
-
-_GRAPH = "Tensor source, Tensor target, Tensor row"
+# The kernel and its derivatives, as operations that autograd and the compiler know.
 
 
-def _operation(name: str, arguments: str, returns: str) -> Any:
-    schema = f"(str key, {arguments}, {_GRAPH}) -> {returns}"
-    return torch.library.custom_op(f"pyg_equivariant::edge_sum_{name}", mutates_args=(), schema=schema)
-
-
-@_operation("forward", "Tensor x, Tensor y, Tensor w", "Tensor")
+@torch.library.custom_op("pyg_equivariant::edge_sum_forward", mutates_args=())
 def _forward(key: str, x: Tensor, y: Tensor, w: Tensor, source: Tensor, target: Tensor, row: Tensor) -> Tensor:
     out = x.new_zeros(len(x), _TABLES[key].num_out, x.shape[2])
     _run("forward", key, (source, target, row), (x, y, w), (out,))
@@ -177,7 +168,7 @@ def _(key: str, x: Tensor, y: Tensor, w: Tensor, source: Tensor, target: Tensor,
     return x.new_empty(x.shape[0], _TABLES[key].num_out, x.shape[2])
 
 
-@_operation("backward", "Tensor x, Tensor y, Tensor w, Tensor g", "(Tensor, Tensor, Tensor)")
+@torch.library.custom_op("pyg_equivariant::edge_sum_backward", mutates_args=())
 def _backward(
     key: str, x: Tensor, y: Tensor, w: Tensor, g: Tensor, source: Tensor, target: Tensor, row: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -193,7 +184,7 @@ def _(
     return _empty(x), _empty(y), _empty(w)
 
 
-@_operation("second", "Tensor x, Tensor y, Tensor w, Tensor g, Tensor hx, Tensor hy, Tensor hw", "(Tensor, Tensor, Tensor, Tensor)")
+@torch.library.custom_op("pyg_equivariant::edge_sum_second", mutates_args=())
 def _second(
     key: str,
     x: Tensor,

@@ -1,17 +1,22 @@
 """Products of features with spherical harmonics."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple, Optional
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pyg_equivariant.nn.conv import Conv, segment_sum
+from pyg_equivariant.nn.edge_sum import EdgeSum, Term
+from pyg_equivariant.nn.native import runs_on
+from pyg_equivariant.nn.pairs import spread
 from pyg_equivariant.o3.clebsch_gordan import coupling
 from pyg_equivariant.o3.constants import ExactConstants
 from pyg_equivariant.o3.layout import degree_slices, num_components
 
-__all__ = ["AllPaths", "Block", "FullPaths", "PathLinear", "Paths", "ProperPaths", "TensorProduct"]
+__all__ = ["AllPaths", "Block", "FullPaths", "PathLinear", "Paths", "ProperPaths", "TensorProduct", "TensorProductConv"]
 
 
 class Block(NamedTuple):
@@ -155,6 +160,7 @@ class TensorProduct(ExactConstants):
             for index, (l1, l2) in enumerate(block.pairs):
                 table[rows_sh[l2], :, index, rows_in[l1]] = coupling(l1, l2, block.l3).permute(1, 2, 0)
             self.register_constant(f"coupling_{block.l3}", table.flatten(1))
+        self.edges = EdgeSum(list(_terms(paths)), paths.parity_in * sum(self._rows()))
 
     def forward(
         self,
@@ -181,6 +187,80 @@ class TensorProduct(ExactConstants):
             product = torch.bmm(matrix.view(num_edges, shape[1] * shape[2], components), x)
             outcome.append((product.view(*shape, parity * channels) * factor).view(*shape, parity, channels))
         return outcome
+
+    def over_edges(
+        self,
+        x: Float[Tensor, "N M1 P C"],
+        edge_sh: Float[Tensor, "E M2"],
+        weight: Float[Tensor, "R W C"],
+        edge_index: Int[Tensor, "2 E"],
+        pair: Int[Tensor, " E"] | None = None,
+    ) -> list[Float[Tensor, "N _ _ P C"]]:
+        """The products of all edges, summed at their targets, and on a CPU never stored.
+
+        Args:
+            x: Features of the atoms, slots next to channels.
+            edge_sh: Harmonics of the edges.
+            weight: See :meth:`forward`.
+            edge_index: Row 0 the source j, row 1 the target i.
+            pair: Which row of ``weight`` an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own if not given.
+        """
+        if not runs_on(x):
+            products = self(x.index_select(0, edge_index[0]), edge_sh, spread(weight, pair))
+            return [segment_sum(product, edge_index[1], len(x)) for product in products]
+        parity = x.shape[2]
+        total = self.edges(x.flatten(1, 2), edge_sh, weight, edge_index, pair)
+        parts = total.split([parity * rows for rows in self._rows()], 1)
+        shapes = [(2 * block.l3 + 1, len(block.pairs), parity) for block in self.paths.blocks]
+        return [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def _rows(self) -> list[int]:
+        return [(2 * block.l3 + 1) * len(block.pairs) for block in self.paths.blocks]
+
+
+def _terms(paths: Paths) -> Iterator[Term]:
+    """The products of :class:`TensorProduct`, row by row of its outcome."""
+    rows_in, rows_sh = degree_slices(paths.lmax_in), degree_slices(paths.lmax_sh)
+    first_out = first_weight = 0
+    slots = range(paths.parity_in)
+    for block in paths.blocks:
+        count = len(block.pairs)
+        for index, (l1, l2) in enumerate(block.pairs):
+            table = coupling(l1, l2, block.l3)
+            for m1, m2, m3 in table.nonzero().tolist():
+                for slot in slots:
+                    yield Term(
+                        out=(first_out + m3 * count + index) * len(slots) + slot,
+                        x=(rows_in[l1].start + m1) * len(slots) + slot,
+                        sh=rows_sh[l2].start + m2,
+                        weight=(first_weight + index) * len(slots) + slot,
+                        value=float(table[m1, m2, m3]),
+                    )
+        first_out += (2 * block.l3 + 1) * count
+        first_weight += count
+
+
+class TensorProductConv(Conv):
+    """A convolution whose messages are a :class:`TensorProduct` of features, harmonics and filters.
+
+    Args:
+        paths: What couples to what.
+    """
+
+    def __init__(self, paths: Paths) -> None:
+        super().__init__()
+        self.product = TensorProduct(paths)
+
+    def message_and_aggregate(
+        self,
+        edge_index: Int[Tensor, "2 E"],
+        x: Float[Tensor, "N M1 P C"],
+        edge_sh: Float[Tensor, "E M2"],
+        weight: Float[Tensor, "R W C"],
+        pair: Optional[Int[Tensor, " E"]] = None,  # noqa: UP045  (MessagePassing cannot read a union)
+    ) -> list[Float[Tensor, "N _ _ P C"]]:
+        """All paths of the filtered tensor product, summed over the neighbours, one tensor a degree."""
+        return self.product.over_edges(x, edge_sh, weight, edge_index, pair)
 
 
 class PathLinear(nn.Module):

@@ -39,7 +39,7 @@ def by_hand(model, z, pos):
                 envelope = 1 - 6 * u**5 + 15 * u**4 - 10 * u**3
                 centre, width = softplus(model.radial.mean), softplus(model.radial.beta)
                 g = envelope * torch.exp(-width * (torch.exp(-d) - centre) ** 2)
-                v = v + linear(interaction.conv.mask, g) * ssp(linear(interaction.conv.other, ssp(x[j])))
+                v = v + (g @ interaction.conv.mask.weight) * ssp(linear(interaction.conv.other, ssp(x[j])))
             for block in interaction.refine[0]:
                 v = residual(block, v)
             y = interaction.gate * x[i] + linear(interaction.dense, ssp(v))

@@ -1,0 +1,117 @@
+"""The kernel of sums over edges against PyTorch's operations, in three derivatives."""
+
+import pytest
+import torch
+
+from pyg_equivariant.models import PaiNN
+from pyg_equivariant.nn import native
+from pyg_equivariant.nn.edge_sum import _TABLES, CONSTANT, EdgeSum, Term, _reference
+from pyg_equivariant.nn.tensor_product import FullPaths, TensorProduct
+from pyg_equivariant.testing import example_molecule, potential_of
+
+TERMS = [
+    Term(0, 0, CONSTANT, 0, 1.0),
+    *(Term(1 + k, 1 + k, CONSTANT, 1, 1.0) for k in range(3)),
+    *(Term(1 + k, 4, k, 2, 0.5 + k) for k in range(3)),
+    Term(0, 2, 1, 1, 0.7),  # two entries of one product
+    Term(0, 2, 2, 1, -0.3),
+    Term(4, 2, CONSTANT, 1, 2.0),  # a group of more outcomes than the kernel takes at a time
+    *(Term(row, 2, 0, 1, 1.0 + row) for row in (1, 2, 3, 5)),
+]
+
+
+def arguments(channels: int, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = (6, 5, channels), (20, 3), (12, 3, channels)
+    return [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
+
+
+def graph() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 6, (2, 20), generator=generator), torch.randint(0, 11, (20,), generator=generator)
+
+
+def derivatives(function, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The value and all derivatives, of three orders, in some directions."""
+    outcome, everything = [function(*inputs)], []
+    leaves = list(inputs)
+    for order in range(3):
+        everything += outcome
+        directions = [torch.sin(torch.arange(x.numel(), dtype=x.dtype) + order).view_as(x) for x in outcome]
+        directions = [x.requires_grad_() for x in directions]
+        outcome = list(torch.autograd.grad(outcome, leaves, directions, create_graph=True, materialize_grads=True))
+        leaves += directions
+    return everything + outcome
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("channels", [1, 8, 21, 64])
+def test_equals_pytorch(channels: int, threads: int) -> None:
+    total, (edge_index, row) = EdgeSum(TERMS, 6), graph()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        fast = derivatives(lambda x, y, w: total(x, y, w, edge_index, row), arguments(channels))
+    finally:
+        torch.set_num_threads(before)
+    slow = derivatives(lambda x, y, w: _reference(_TABLES[total.key], x, y, w, *edge_index, row), arguments(channels))
+    assert len(fast) == len(slow) == 1 + 3 + 4 + 7
+    for number, (a, b) in enumerate(zip(fast, slow, strict=True)):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-10), number
+
+
+def test_single_precision() -> None:
+    total, (edge_index, row) = EdgeSum(TERMS, 6), graph()
+    x, y, w = arguments(40)
+    single = total(x.float(), y.float(), w.float(), edge_index, row)
+    assert torch.allclose(single.double(), total(x, y, w, edge_index, row), atol=1e-4)
+
+
+def test_edges_with_filters_of_their_own_and_no_edges() -> None:
+    total = EdgeSum(TERMS, 6)
+    x, y, w = arguments(8)
+    edge_index, _ = graph()
+    own = total(x, y[:12], w, edge_index[:, :12])
+    assert torch.equal(own, total(x, y[:12], w, edge_index[:, :12], torch.arange(12)))
+    assert not total(x, y[:0], w[:0], edge_index[:, :0]).any()
+
+
+def test_half_precision_takes_the_other_way() -> None:
+    total, (edge_index, row) = EdgeSum(TERMS, 6), graph()
+    x, y, w = arguments(8)
+    half = total(x.bfloat16(), y.bfloat16(), w.bfloat16(), edge_index, row)
+    assert half.dtype == torch.bfloat16
+    assert torch.allclose(half.double(), total(x, y, w, edge_index, row), atol=0.3)
+
+
+def test_tensor_product_over_edges() -> None:
+    """Both ways of the same product, pseudotensors included."""
+    paths, (edge_index, row) = FullPaths(2, 2, 2, parity_in=2), graph()
+    product = TensorProduct(paths).double()
+    generator = torch.Generator().manual_seed(2)
+    shapes = (6, 9, 2, 5), (20, 9), (12, paths.num_paths, 5)
+    x, sh, w = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+    fast = product.over_edges(x, sh, w, edge_index, row)
+    slow = product(x[edge_index[0]], sh, w[row])
+    for a, b in zip(fast, slow, strict=True):
+        assert torch.allclose(a, a.new_zeros(a.shape).index_add(0, edge_index[1], b), atol=1e-10)
+
+
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same numbers, and a warning that says why it is slow."""
+    model, molecule = potential_of(PaiNN(channels=8, num_layers=2, cutoff=3.0)), example_molecule()
+    from pyg_equivariant.data import RadiusGraph
+
+    graph = RadiusGraph(3.0)(molecule)
+    expected = model(graph)
+    native.kernels.cache_clear()
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(native.shutil, "which", lambda name: None)
+    try:
+        with pytest.warns(UserWarning, match="no C\\+\\+ compiler was found"):
+            actual = model(graph)
+    finally:
+        monkeypatch.undo()
+        native.kernels.cache_clear()
+    assert torch.allclose(actual.energy, expected.energy, rtol=1e-12)
+    assert torch.allclose(actual.forces, expected.forces, rtol=1e-10, atol=1e-12)

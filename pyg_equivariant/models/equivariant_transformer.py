@@ -7,20 +7,22 @@ from torch.nn import functional
 
 from pyg_equivariant.models.base import Representation
 from pyg_equivariant.nn.compiler import stored
-from pyg_equivariant.nn.conv import Conv
+from pyg_equivariant.nn.conv import EdgeSumConv
 from pyg_equivariant.nn.cutoff import CosineCutoff
+from pyg_equivariant.nn.edge_sum import CONSTANT, Term
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.expnormal import ExpNormalBasis
 from pyg_equivariant.nn.geometry import safe_norm, unit_vectors
 from pyg_equivariant.nn.loops import with_loops
 from pyg_equivariant.nn.mlp import dense
 from pyg_equivariant.nn.neighbor_embedding import NeighborEmbedding
+from pyg_equivariant.nn.pairs import find_pairs, spread
 from pyg_equivariant.nn.radial import RadialBasis
 
 __all__ = ["EquivariantTransformer", "EquivariantTransformerConv"]
 
 
-class EquivariantTransformerConv(Conv):
+class EquivariantTransformerConv(EdgeSumConv):
     r"""An update layer with its attention, for scalars s and vectors v.
 
     .. math::
@@ -51,7 +53,9 @@ class EquivariantTransformerConv(Conv):
     """
 
     def __init__(self, channels: int, num_basis: int, num_heads: int = 8) -> None:
-        super().__init__()
+        turned = [Term(k, k, CONSTANT, 0, 1.0) for k in range(3)]
+        along = [Term(k, 3, k, 1, 1.0) for k in range(3)]
+        super().__init__([*turned, *along], 3)
         if num_heads < 1 or channels % num_heads:
             raise ValueError(f"the channels must be a multiple of num_heads, got channels={channels}, {num_heads=}")
         self.num_heads = num_heads
@@ -70,8 +74,9 @@ class EquivariantTransformerConv(Conv):
         vector: Float[Tensor, "N 3 C"],
         edge_index: Int[Tensor, "2 E"],
         edge_dir: Float[Tensor, "E 3"],
-        edge_rbf: Float[Tensor, "E K"],
-        envelope: Float[Tensor, " E"],
+        edge_rbf: Float[Tensor, "P K"],
+        envelope: Float[Tensor, " P"],
+        pair: Int[Tensor, " E"] | None = None,
     ) -> tuple[Float[Tensor, "N C"], Float[Tensor, "N 3 C"]]:
         """The updates of scalars and vectors.
 
@@ -82,19 +87,24 @@ class EquivariantTransformerConv(Conv):
             edge_dir: Unit vectors from i to j; 0 for loops, through which an atom attends to itself.
             edge_rbf: Radial basis.
             envelope: Zero from the cutoff on.
+            pair: Which row of ``edge_rbf`` and ``envelope`` an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own
+                if not given.
         """
         scalar = self.norm(scalar)
-        y, w = self.propagate(
+        scalars, turned, along = self.value(scalar).chunk(3, -1)
+        filters = functional.silu(self.filter_value(edge_rbf)) * envelope.unsqueeze(-1)
+        of_scalars, of_vectors = filters.split([scalar.shape[1], 2 * scalar.shape[1]], -1)
+        y = self.propagate(
             edge_index,
             size=(len(scalar), len(scalar)),
             query=self.query(scalar),
             key=self.key(scalar),
-            value=self.value(scalar),
-            vector=vector,
-            edge_dir=edge_dir,
-            weight_key=functional.silu(self.filter_key(edge_rbf)),
-            weight_value=functional.silu(self.filter_value(edge_rbf)) * envelope.unsqueeze(-1),
+            value=scalars,
+            weight_key=spread(functional.silu(self.filter_key(edge_rbf)), pair),
+            weight_value=spread(of_scalars, pair),
         )
+        sent = torch.cat([vector * turned.unsqueeze(1), along.unsqueeze(1)], 1)
+        w = self.message_and_aggregate(edge_index, sent, of_vectors.unflatten(1, (2, -1)), edge_dir, pair)
         left, right, own = self.mix(vector).chunk(3, -1)
         o1, o2, o3 = self.out(y).chunk(3, -1)
         return o2 * (left * right).sum(1) + o3, w + o1.unsqueeze(1) * own
@@ -103,17 +113,14 @@ class EquivariantTransformerConv(Conv):
         self,
         query_i: Float[Tensor, "E C"],
         key_j: Float[Tensor, "E C"],
-        value_j: Float[Tensor, "E C3"],
-        vector_j: Float[Tensor, "E 3 C"],
-        edge_dir: Float[Tensor, "E 3"],
+        value_j: Float[Tensor, "E C"],
         weight_key: Float[Tensor, "E C"],
-        weight_value: Float[Tensor, "E C3"],
-    ) -> tuple[Float[Tensor, "E C"], Float[Tensor, "E 3 C"]]:
-        """What source j sends to target i: scalars and vectors."""
+        weight_value: Float[Tensor, "E C"],
+    ) -> Float[Tensor, "E C"]:
+        """The scalars that source j sends to target i."""
         attention = functional.silu((query_i * key_j * weight_key).unflatten(-1, (self.num_heads, -1)).sum(-1))
-        scalar, mix, along = (value_j * weight_value).chunk(3, -1)
-        scalar = (scalar.unflatten(-1, (self.num_heads, -1)) * attention.unsqueeze(-1)).flatten(-2)
-        return scalar, mix.unsqueeze(1) * vector_j + along.unsqueeze(1) * edge_dir.unsqueeze(-1)
+        scalar = (value_j * weight_value).unflatten(-1, (self.num_heads, -1))
+        return (scalar * attention.unsqueeze(-1)).flatten(-2)
 
 
 class EquivariantTransformer(Representation):
@@ -163,15 +170,16 @@ class EquivariantTransformer(Representation):
         edge_vec: Float[Tensor, "E 3"],
     ) -> Float[Tensor, "N 1 4 C"]:
         """Scalars and vectors of the atoms; the arguments are those of :class:`Representation`."""
-        num_edges = edge_index.shape[1]
         looped, edge_vec = with_loops(edge_index, edge_vec, len(z))
-        edge_len = safe_norm(edge_vec)
-        edge_dir, envelope = stored(unit_vectors(edge_vec, edge_len)), stored(self.envelope(edge_len))
-        edge_rbf = stored(self.radial(edge_len) * envelope.unsqueeze(-1))
+        pairs = find_pairs(looped, edge_vec)
+        edge_dir = stored(unit_vectors(edge_vec, safe_norm(edge_vec)))
+        length = safe_norm(edge_vec.index_select(0, pairs.first))
+        envelope = stored(self.envelope(length))
+        edge_rbf = stored(self.radial(length) * envelope.unsqueeze(-1))
         enveloped = torch.cat([edge_rbf, torch.ones_like(edge_rbf[:, :1])], -1) * envelope.unsqueeze(-1)
-        scalar = self.neighbors(self.embedding(z), z, edge_index, enveloped[:num_edges])
+        scalar = self.neighbors(self.embedding(z), z, edge_index, enveloped, pairs.of[: edge_index.shape[1]])
         vector = scalar.new_zeros(len(z), 3, self.channels)
         for conv in self.convs:
-            ds, dv = conv(scalar, vector, looped, edge_dir, edge_rbf, envelope)
+            ds, dv = conv(scalar, vector, looped, edge_dir, edge_rbf, envelope, pairs.of)
             scalar, vector = scalar + ds, vector + dv
         return torch.cat([self.norm(scalar).unsqueeze(1), vector], 1).unsqueeze(1)

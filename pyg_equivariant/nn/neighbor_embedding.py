@@ -4,14 +4,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pyg_equivariant.nn.conv import Conv
+from pyg_equivariant.nn.conv import EdgeSumConv
+from pyg_equivariant.nn.edge_sum import CONSTANT, Term
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.mlp import dense
 
 __all__ = ["NeighborEmbedding"]
 
 
-class NeighborEmbedding(Conv):
+class NeighborEmbedding(EdgeSumConv):
     r"""Mixes the elements of the neighbours into the features of the atoms.
 
     .. math::
@@ -31,7 +32,7 @@ class NeighborEmbedding(Conv):
     """
 
     def __init__(self, channels: int, num_basis: int) -> None:
-        super().__init__()
+        super().__init__([Term(0, 0, CONSTANT, 0, 1.0)], 1)
         self.embedding = AtomEmbedding(channels)
         self.filter = dense(num_basis, channels, bias=False)
         self.combine = dense(2 * channels, channels)
@@ -41,7 +42,8 @@ class NeighborEmbedding(Conv):
         x: Float[Tensor, "N C"],
         z: Int[Tensor, " N"],
         edge_index: Int[Tensor, "2 E"],
-        edge_rbf: Float[Tensor, "E K"],
+        edge_rbf: Float[Tensor, "P K"],
+        pair: Int[Tensor, " E"] | None = None,
     ) -> Float[Tensor, "N C"]:
         """The mixed features.
 
@@ -51,11 +53,9 @@ class NeighborEmbedding(Conv):
             edge_index: Sources j and targets i, without loops.
             edge_rbf: Radial basis, zero from the cutoff on; with the envelope as one of its columns the filter has a
                 bias, see :class:`~pyg_equivariant.nn.radial.EnvelopedBasis`.
+            pair: Which row of ``edge_rbf`` an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own if not given.
         """
-        known = self.propagate(edge_index, size=(len(x), len(x)), e=self.embedding(z), weight=self.filter(edge_rbf))
+        sent, weight = self.embedding(z).unsqueeze(1), self.filter(edge_rbf).unsqueeze(1)
+        known = self.message_and_aggregate(edge_index, sent, weight, pair=pair).squeeze(1)
         mixed: Tensor = self.combine(torch.cat([x, known], -1))
         return mixed
-
-    def message(self, e_j: Float[Tensor, "E C"], weight: Float[Tensor, "E C"]) -> Float[Tensor, "E C"]:
-        """What source j sends to target i."""
-        return e_j * weight

@@ -99,8 +99,8 @@ class Predictor(Configurable):
         Edge vectors are taken in the precision of the positions, then cast to that of the weights.
 
         Raises:
-            ValueError: if the batch has no edges yet, or no positions, or (where that costs no time: on a CPU) an atomic
-                number that no element has.
+            ValueError: if the batch has no edges yet, or no positions, or (looked for on a CPU only) an atomic number
+                that no element has.
         """
         if batch.pos is None:
             raise ValueError("the graph has no positions: set its field 'pos' [N, 3] in Å")
@@ -118,8 +118,8 @@ class Predictor(Configurable):
         if shift is not None:
             cell = _usable(batch.cell).to(pos.dtype).view(-1, 3, 3)
             edge_vec = edge_vec + torch.einsum("ea,eab->eb", _usable(shift).to(pos.dtype), cell[index[target]])
-        if batch.z.is_cpu and len(batch.z) and not (1 <= int(batch.z.min()) and int(batch.z.max()) <= MAX_Z):
-            atom = int(((batch.z < 1) | (batch.z > MAX_Z)).nonzero()[0])
+        if batch.z.is_cpu and bool((wrong := (batch.z < 1) | (batch.z > MAX_Z)).any()):
+            atom = int(wrong.nonzero()[0])
             raise ValueError(f"atom {atom} has the atomic number {int(batch.z[atom])}: there are 1 to {MAX_Z}")
         charge = batch.get("total_charge")
         return Graph(

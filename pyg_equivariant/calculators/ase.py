@@ -93,6 +93,8 @@ class PygEquivariantCalculator(Calculator):
         device: Where to run it; where the model is, by default.
         dtype: Its precision; the model's own, by default. Positions and energies are float64 throughout.
         skin: Of the Verlet list, in Å.
+        compile: Whether to compile the whole step on its first call: a minute or so, after which long simulations of
+            small systems go about twice as fast.
 
     Raises:
         ValueError: from ``atoms.get_...()`` if the structure holds an element the model was not trained on.
@@ -115,11 +117,14 @@ class PygEquivariantCalculator(Calculator):
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         skin: float = 0.5,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         if isinstance(model, str | Path):
             model = Potential.load(model)
         self.model = copy.deepcopy(model).to(device=device, dtype=dtype).eval()  # its switches are turned below
+        if compile:
+            self.model.compile()
         self.neighbors = VerletList(model.cutoff, skin)
         named = [name for name in ("dipole", "charges") if name in model.heads]
         self.implemented_properties = ["energy", "free_energy", "energies", "forces", "stress", *named]

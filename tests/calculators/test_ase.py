@@ -1,5 +1,6 @@
 import math
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -228,6 +229,23 @@ def test_the_model_given_is_left_alone():
     with torch.inference_mode():
         atoms.rattle(0.01)
         assert np.isfinite(atoms.get_forces()).all()
+
+
+@pytest.mark.slow
+def test_compiled_step_is_that_of_eager(monkeypatch):
+    """For another number of atoms and edges too, and when the stress is asked for after the forces."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its checks cannot be traced
+    torch._dynamo.reset()
+    model = potential()
+    for atoms in (ethanol(), silicon()):
+        results = []
+        for calculator in (PygEquivariantCalculator(model), PygEquivariantCalculator(model, compile=True)):
+            atoms.calc = calculator
+            results.append([atoms.get_potential_energy(), atoms.get_forces()])
+            if atoms.pbc.any():
+                results[-1].append(atoms.get_stress())
+        for eager, compiled in zip(*results, strict=True):
+            assert compiled == pytest.approx(eager, abs=1e-9)
 
 
 def test_one_atom_and_far_fragments():

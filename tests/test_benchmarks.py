@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks import chart, scaling
 from benchmarks.__main__ import Process, compare, lines
 from benchmarks.cases import CUTOFF, Case, case, water_box
+from benchmarks.cost import cost
 from benchmarks.environments import interpreter
 from benchmarks.ours import Ours
 from benchmarks.peers import peer, peer_names
@@ -261,3 +262,8 @@ def test_step_is_one_graph(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert energy.shape == (len(frames),)
         assert forces is not None
     assert len(graphs) == 1
+
+
+def test_cost_of_an_architecture() -> None:
+    values = cost(["SchNet", "RadialField"], 1)
+    assert 0 < values["RadialField"] < values["SchNet"]

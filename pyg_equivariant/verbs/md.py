@@ -198,9 +198,7 @@ def _parser() -> Any:
     parser.add_argument("--friction", type=float, default=0.01, help="of the thermostat, in 1/fs (default: 0.01)")
     parser.add_argument("--interval", type=int, default=10, help="steps between two frames (default: 10)")
     parser.add_argument("--skin", type=float, default=0.5, help="of the neighbour list, in Å (default: 0.5)")
-    parser.add_argument(
-        "--compile", action="store_true", help="compile the step: a minute, then faster"
-    )
+    parser.add_argument("--compile", action="store_true", help="compile the step: a minute, then faster")
     parser.add_argument("--seed", type=int, default=0, help="of momenta and thermostat (default: 0)")
     parser.add_argument("--resume", action="store_true", help="go on where the trajectory ends, to --steps in all")
     parser.add_argument("--overwrite", action="store_true", help="replace the trajectory")

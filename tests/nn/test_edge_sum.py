@@ -1,8 +1,11 @@
 """The kernel of sums over edges against PyTorch's operations, in three derivatives."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from pyg_equivariant.data import RadiusGraph
 from pyg_equivariant.models import PaiNN
 from pyg_equivariant.nn import native
 from pyg_equivariant.nn.edge_sum import _TABLES, CONSTANT, EdgeSum, Term, _reference
@@ -97,18 +100,23 @@ def test_tensor_product_over_edges() -> None:
         assert torch.allclose(a, a.new_zeros(a.shape).index_add(0, edge_index[1], b), atol=1e-10)
 
 
-def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("compiler", "says"), [(None, "no C\\+\\+ compiler was found"), ("false", "false failed on the kernels")]
+)
+def test_without_a_compiler(compiler: str | None, says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The same numbers, and a warning that says why it is slow."""
     model, molecule = potential_of(PaiNN(channels=8, num_layers=2, cutoff=3.0)), example_molecule()
-    from pyg_equivariant.data import RadiusGraph
-
     graph = RadiusGraph(3.0)(molecule)
     expected = model(graph)
     native.kernels.cache_clear()
-    monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(native.shutil, "which", lambda name: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if compiler is None:
+        monkeypatch.delenv("CXX", raising=False)
+        monkeypatch.setattr(native.shutil, "which", lambda name: None)
+    else:
+        monkeypatch.setenv("CXX", compiler)
     try:
-        with pytest.warns(UserWarning, match="no C\\+\\+ compiler was found"):
+        with pytest.warns(UserWarning, match=says):
             actual = model(graph)
     finally:
         monkeypatch.undo()

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -16,40 +17,52 @@ from torch import Tensor
 
 __all__ = ["addresses", "kernels", "runs_on"]
 
+SLOW = "models need several times longer on the CPU"
 SOURCES = sorted(Path(__file__).parent.glob("*.cpp"))
 
 
 @functools.cache
 def kernels() -> ctypes.CDLL | None:
-    """The compiled kernels, ``None`` where there is no compiler.
+    """The compiled kernels; ``None``, after a warning, where no compiler can make them.
 
     Compiling takes some seconds, once for a machine: the library is kept in the user's cache folder.
     """
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "clang++", "c++")), None)
+    candidates = [shlex.split(os.environ.get("CXX", "")), ["g++"], ["clang++"], ["c++"]]
+    compiler = next((command for command in candidates if command and shutil.which(command[0])), None)
     if compiler is None or platform.system() == "Windows":
-        warnings.warn("no C++ compiler was found: models need several times longer on the CPU", stacklevel=2)
+        warnings.warn(f"no C++ compiler was found: {SLOW}", stacklevel=2)
         return None
     flags = ["-O3", "-march=native", "-std=c++17", "-shared", "-fPIC"]
     if platform.system() != "Darwin":  # whose compiler has no OpenMP
         flags.append("-fopenmp")
     if torch.backends.cpu.get_cpu_capability() == "AVX512":  # older compilers do not know newer processors
         flags += ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw"]
-    native = subprocess.run(
-        [compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, text=True, check=True
-    )
-    text = "\0".join([*(source.read_text() for source in SOURCES), compiler, *flags, native.stdout])
+    native = _run([*compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull])
+    text = "\0".join([*(source.read_text() for source in SOURCES), *compiler, *flags, native.stdout])
+    name = f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyg_equivariant" / "kernels"
-    file = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
-    if not file.exists():
+    try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a home that cannot be written
+        folder = Path(tempfile.mkdtemp(prefix="pyg_equivariant-"))
+    file = folder / name
+    if not file.exists():
         with tempfile.TemporaryDirectory(dir=folder) as own:  # of several processes the last one wins
-            subprocess.run([compiler, *flags, "-o", f"{own}/kernels.so", *map(str, SOURCES)], check=True)
-            os.replace(f"{own}/kernels.so", file)
+            done = _run([*compiler, *flags, "-o", f"{own}/{name}", *map(str, SOURCES)])
+            if done.returncode:
+                reason = (done.stderr.strip() or "no message").splitlines()[0]
+                warnings.warn(f"{compiler[0]} failed on the kernels ({reason}): {SLOW}", stacklevel=2)
+                return None
+            os.replace(f"{own}/{name}", file)
     library = ctypes.CDLL(str(file))
     for kind in ("float", "double"):
         pairs = getattr(library, f"pairs_{kind}")
         pairs.argtypes, pairs.restype = [ctypes.c_int64, *[ctypes.c_void_p] * 5], ctypes.c_int64
     return library
+
+
+def _run(command: list[str]) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def runs_on(x: Tensor) -> bool:

@@ -77,10 +77,14 @@ class EdgeSum:
             weight: Filters.
             edge_index: Row 0 the source j, row 1 the target i.
             pair: Which row of ``weight`` an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own if not given.
+
+        Raises:
+            IndexError: if an edge names an atom or a row of ``weight`` that is not there.
+            ValueError: if the shapes do not fit the terms or each other.
         """
         source, target = edge_index
         row = torch.arange(len(source), device=source.device) if pair is None else pair
-        if runs_on(x):
+        if runs_on(x) and x.dtype == edge_sh.dtype == weight.dtype:  # under autocast they may differ
             total: Tensor = _forward(self.key, x, edge_sh, weight, source, target, row)
             return total
         return _reference(_TABLES[self.key], x, edge_sh, weight, source, target, row)
@@ -111,6 +115,9 @@ class _Table:
         self.integers = [(ctypes.c_int32 * len(numbers))(*numbers) for numbers in integers]
         self.values = (ctypes.c_double * len(values))(*values)
         self.num_terms = len(out)
+        self.num_x = 1 + max(term.x for term in terms)
+        self.num_sh = 1 + max(term.sh for term in terms)
+        self.num_weight = 1 + max(term.weight for term in terms)
 
     def pack(self, x: Tensor, edge_sh: Tensor, weight: Tensor) -> Any:
         """What the kernel reads."""
@@ -129,10 +136,24 @@ _TABLES: dict[str, _Table] = {}
 def _run(name: str, key: str, graph: Sequence[Tensor], arguments: Sequence[Tensor], out: Sequence[Tensor]) -> None:
     graph, arguments = ([tensor.contiguous() for tensor in some] for some in (graph, arguments))
     x, edge_sh, weight = arguments[:3]
-    numbers = len(graph[0]), len(weight), x.shape[2], torch.get_num_threads()
-    size = (ctypes.c_int64 * 7)(*numbers, *(index.data_ptr() for index in graph))
+    table, edges = _TABLES[key], len(graph[0])
+    rows = x.shape[1] >= table.num_x and edge_sh.shape[1] >= table.num_sh and weight.shape[1] >= table.num_weight
+    if not rows or {len(edge_sh), *map(len, graph)} != {edges} or x.shape[2] != weight.shape[2]:
+        raise ValueError(
+            f"a sum over {edges} edges with {table.num_x} rows of features, {table.num_sh} columns of geometry and "
+            f"{table.num_weight} rows of filters got features {list(x.shape)}, geometry {list(edge_sh.shape)}, filters "
+            f"{list(weight.shape)} and indices {[len(index) for index in graph]}"
+        )
+    numbers = edges, len(x), len(weight), x.shape[2], torch.get_num_threads()
+    size = (ctypes.c_int64 * 8)(*numbers, *(index.data_ptr() for index in graph))
     function = getattr(kernels(), f"{name}_{'float' if x.dtype == torch.float32 else 'double'}")
-    function(_TABLES[key].pack(x, edge_sh, weight), size, addresses(*arguments), addresses(*out))
+    stray = function(table.pack(x, edge_sh, weight), size, addresses(*arguments), addresses(*out))
+    if stray >= 0:
+        source, target, row = (int(index[stray]) for index in graph)
+        raise IndexError(
+            f"edge {stray} leads from atom {source} to atom {target} with filter {row}, but there are {len(x)} atoms "
+            f"and {len(weight)} filters"
+        )
 
 
 def _reference(

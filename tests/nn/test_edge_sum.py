@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 
@@ -77,6 +78,29 @@ def test_edges_with_filters_of_their_own_and_no_edges() -> None:
     own = total(x, y[:12], w, edge_index[:, :12])
     assert torch.equal(own, total(x, y[:12], w, edge_index[:, :12], torch.arange(12)))
     assert not total(x, y[:0], w[:0], edge_index[:, :0]).any()
+
+
+def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # it would refuse the same before
+    total, (edge_index, row) = EdgeSum(TERMS, 6), graph()
+    x, y, w = arguments(8)
+    with pytest.raises(IndexError, match=r"edge 3 leads from atom 6 to atom 2 .* but there are 6 atoms"):
+        total(x, y, w, torch.tensor([[0, 1, 2, 6], [1, 0, 0, 2]]).repeat(1, 5), row)
+    with pytest.raises(IndexError, match="with filter 12, but there are 6 atoms and 12 filters"):
+        total(x, y, w, edge_index, row + 12)
+    with pytest.raises(ValueError, match=r"features \[6, 4, 8\]"):
+        total(x[:, :4], y, w, edge_index, row)
+    with pytest.raises(ValueError, match=r"geometry \[19, 3\]"):
+        total(x, y[1:], w, edge_index, row)
+    with pytest.raises(ValueError, match=r"filters \[12, 3, 7\]"):
+        total(x, y, w[:, :, 1:], edge_index, row)
+
+
+def test_mixed_precision_takes_the_other_way() -> None:
+    total, (edge_index, row) = EdgeSum(TERMS, 6), graph()
+    x, y, w = arguments(8)
+    mixed = total(x, y, w.float(), edge_index, row)
+    assert torch.allclose(mixed, total(x, y, w, edge_index, row), atol=1e-4)
 
 
 def test_half_precision_takes_the_other_way() -> None:

@@ -58,6 +58,8 @@ def kernels() -> ctypes.CDLL | None:
     for kind in ("float", "double"):
         pairs = getattr(library, f"pairs_{kind}")
         pairs.argtypes, pairs.restype = [ctypes.c_int64, *[ctypes.c_void_p] * 5], ctypes.c_int64
+        for name in ("forward", "backward", "second"):
+            getattr(library, f"{name}_{kind}").restype = ctypes.c_int64
     return library
 
 

@@ -23,7 +23,7 @@ struct Table {
 };
 
 struct Graph {
-    int64_t edges, rows, channels, threads;
+    int64_t edges, nodes, rows, channels, threads;
     const int64_t *source, *target, *row;
 };
 
@@ -241,15 +241,32 @@ static void second(const Table &table, const Graph &graph, const T *x, const T *
     });
 }
 
+// The first edge that leads out of the arrays, or -1.
+static int64_t stray(const Graph &graph) {
+    auto outside = [](int64_t index, int64_t size) { return index < 0 || index >= size; };
+    for (int64_t e = 0; e < graph.edges; ++e)
+        if (outside(graph.source[e], graph.nodes) || outside(graph.target[e], graph.nodes) ||
+            outside(graph.row[e], graph.rows))
+            return e;
+    return -1;
+}
+
 #define FUNCTIONS(T)                                                                                                   \
-    extern "C" void forward_##T(const Table *table, const Graph *graph, const T *const *in, T *const *out) {           \
-        forward<T>(*table, *graph, in[0], in[1], in[2], out[0]);                                                       \
+    extern "C" int64_t forward_##T(const Table *table, const Graph *graph, const T *const *in, T *const *out) {        \
+        const int64_t edge = stray(*graph);                                                                            \
+        if (edge < 0) forward<T>(*table, *graph, in[0], in[1], in[2], out[0]);                                         \
+        return edge;                                                                                                   \
     }                                                                                                                  \
-    extern "C" void backward_##T(const Table *table, const Graph *graph, const T *const *in, T *const *out) {          \
-        backward<T>(*table, *graph, in[0], in[1], in[2], in[3], out[0], out[1], out[2]);                               \
+    extern "C" int64_t backward_##T(const Table *table, const Graph *graph, const T *const *in, T *const *out) {       \
+        const int64_t edge = stray(*graph);                                                                            \
+        if (edge < 0) backward<T>(*table, *graph, in[0], in[1], in[2], in[3], out[0], out[1], out[2]);                 \
+        return edge;                                                                                                   \
     }                                                                                                                  \
-    extern "C" void second_##T(const Table *table, const Graph *graph, const T *const *in, T *const *out) {            \
-        second<T>(*table, *graph, in[0], in[1], in[2], in[3], in[4], in[5], in[6], out[0], out[1], out[2], out[3]);    \
+    extern "C" int64_t second_##T(const Table *table, const Graph *graph, const T *const *in, T *const *out) {         \
+        const int64_t edge = stray(*graph);                                                                            \
+        if (edge < 0)                                                                                                  \
+            second<T>(*table, *graph, in[0], in[1], in[2], in[3], in[4], in[5], in[6], out[0], out[1], out[2], out[3]);\
+        return edge;                                                                                                   \
     }
 FUNCTIONS(float)
 FUNCTIONS(double)

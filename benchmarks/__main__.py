@@ -1,8 +1,8 @@
 """Ours against the peers, on the same inputs, in turns, in one run.
 
     make peers                                                    # builds the peers' environments
-    python -m benchmarks --peers schnetpack nequip pyg --out benchmarks/peers.json
-    python -m benchmarks.chart benchmarks/peers.json              # draws docs/benchmarks.png
+    python -m benchmarks --peers schnetpack nequip pyg --out benchmarks/speed.json
+    python -m benchmarks.chart benchmarks/speed.json              # draws docs/benchmarks.png
 
 Each model runs in a process of its own; while one works the others sleep. A round is a third of a second of steps
 of each of them; the ratio is the median over the rounds of theirs / ours, so that a load that comes and goes meets

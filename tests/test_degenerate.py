@@ -84,7 +84,7 @@ def test_half_precision(model: Potential, dtype: torch.dtype) -> None:
     """Right to the few digits that the type has."""
     expected, actual = model(graph(*FORMALDEHYDE)), model.to(dtype)(graph(*FORMALDEHYDE))
     error = (actual.energy - expected.energy).abs().item()
-    assert error < 40 * torch.finfo(dtype).eps * max(1.0, expected.energy.abs().item())
+    assert error < 10 * torch.finfo(dtype).eps * max(1.0, expected.energy.abs().item())
     assert actual.forces.isfinite().all()
 
 

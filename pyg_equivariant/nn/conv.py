@@ -61,7 +61,7 @@ class EdgeSumConv(Conv):
         edge_index: Int[Tensor, "2 E"],
         x: Float[Tensor, "N M1 C"],
         weight: Float[Tensor, "P W C"],
-        edge_sh: Optional[Float[Tensor, "E M2"]] = None,  # noqa: UP045
+        edge_sh: Optional[Float[Tensor, "E M2"]] = None,  # noqa: UP045  (as above)
         pair: Optional[Int[Tensor, " E"]] = None,  # noqa: UP045
     ) -> Float[Tensor, "N M3 C"]:
         """What the sources send to each target."""

@@ -19,7 +19,7 @@ from pyg_equivariant.potential import Predictor
 RESULTS = Path(__file__).parent / "results"
 
 
-def record(run: Path, name: str, command: str, note: str) -> None:
+def record(run: Path, name: str, command: str, note: str, folder: Path = RESULTS) -> None:
     """Write one file."""
     config = yaml.safe_load((run / "config.yaml").read_text())
     with (run / "history.csv").open() as file:
@@ -44,8 +44,8 @@ def record(run: Path, name: str, command: str, note: str) -> None:
         "versions": {package: version(package) for package in ("pyg_equivariant", "torch", "torch_geometric")},
         "hardware": {"machine": platform.machine(), "torch_threads": torch.get_num_threads()},
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{run.resolve().name}.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    folder.mkdir(exist_ok=True)
+    (folder / f"{run.resolve().name}.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
 
 def table() -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pyg_equivariant.nn.activation import Activation
 from pyg_equivariant.nn.configurable import Configurable
 from pyg_equivariant.nn.conv import segment_sum
+from pyg_equivariant.nn.electrostatics import ShieldedCoulomb
 from pyg_equivariant.nn.embedding import MAX_Z
 from pyg_equivariant.nn.mlp import MLP, dense
 from pyg_equivariant.priors import AtomicReferences
@@ -23,6 +24,7 @@ __all__ = [
     "ChargesHead",
     "DipoleHead",
     "DipoleMagnitudeHead",
+    "ElectrostaticEnergyHead",
     "EnergyHead",
     "ExtensiveHead",
     "Head",
@@ -43,11 +45,13 @@ class Head(Configurable, ABC):
 
     Attributes:
         lmax: Degree that the features must have at least.
+        cutoff: Length in Å that the edges must reach at least; infinite where they should connect all atoms.
         scale: Standard deviation of the labels, that the network need not learn.
         mean: Mean of the labels, likewise.
     """
 
     lmax = 0
+    cutoff = 0.0
     scale: Tensor
     mean: Tensor
 
@@ -93,7 +97,7 @@ class ExtensiveHead(Head):
         if references is not None:
             self.references.values.copy_(references)
 
-    def atomic(self, x: Float[Tensor, "N P M C"]) -> Float[Tensor, " N"]:
+    def atomic(self, x: Float[Tensor, "N P M C"], graph: Graph) -> Float[Tensor, " N"]:
         """What each atom contributes besides its reference."""
         return self.mlp(x[:, 0, 0]).squeeze(-1) * self.scale + self.mean
 
@@ -103,11 +107,21 @@ class ExtensiveHead(Head):
 
     def forward(self, x: Float[Tensor, "N P M C"], graph: Graph) -> Float[Tensor, " B"]:
         """See the class."""
-        return self.total(self.atomic(x), graph)
+        return self.total(self.atomic(x, graph), graph)
 
 
 class EnergyHead(ExtensiveHead):
-    """Energies in eV, the head of every :class:`~pyg_equivariant.potential.Potential`."""
+    """Energies in eV, the head of every :class:`~pyg_equivariant.potential.Potential`.
+
+    Attributes:
+        quantities: Names of what :meth:`properties` returns.
+    """
+
+    quantities: tuple[str, ...] = ()
+
+    def properties(self, x: Float[Tensor, "N P M C"], graph: Graph) -> dict[str, Tensor]:
+        """What the energy was made of and labels may exist for, by name."""
+        return {}
 
 
 class IntensiveHead(Head):
@@ -190,6 +204,43 @@ class DipoleHead(_Centred):
     def forward(self, x: Float[Tensor, "N P M C"], graph: Graph) -> Float[Tensor, "B 3"]:
         """See the class."""
         return self.scale * segment_sum(self.atomic(x, graph), graph.batch, graph.num_graphs)
+
+
+class ElectrostaticEnergyHead(EnergyHead):
+    r"""Energies with those of partial charges, which labels of the dipole moment teach.
+
+    .. math:: E = Σ_i E_i + \frac{k_e}{2} Σ_{i≠j} q_i q_j χ(r_{ij}), \qquad μ = Σ_i q_i (r_i - r_{com})
+
+    Reference: Unke & Meuwly 2019, arXiv:1902.08408, section II; ``EnergyForceLoss(dipole=...)`` is its loss. Returns the
+    charges in e ``[N]`` and the dipole moment in e·Å ``[B, 3]`` as properties. Dispersion is a prior,
+    :class:`~pyg_equivariant.priors.D3Dispersion`.
+
+    Args:
+        channels: C of the representation.
+        coulomb: The law of charges; ``ShieldedCoulomb(10.0)`` if not given. The edges of the representation are used:
+            its cutoff must be that of the law at least.
+        activation: Between the two layers of the MLPs; SiLU if not given.
+    """
+
+    quantities = ("charges", "dipole")
+
+    def __init__(
+        self, channels: int, coulomb: ShieldedCoulomb | None = None, activation: Activation | None = None
+    ) -> None:
+        super().__init__(channels, activation)
+        self.coulomb = coulomb or ShieldedCoulomb(10.0)
+        self.cutoff = self.coulomb.cutoff
+        self.dipole = DipoleHead(channels, activation)
+        self.dipole.charges.standardize(0.1)  # whole charges would repel each other by many eV before the first step
+
+    def atomic(self, x: Float[Tensor, "N P M C"], graph: Graph) -> Float[Tensor, " N"]:
+        """See :meth:`ExtensiveHead.atomic`; half the energy of each pair of charges is its atom's."""
+        charges = self.dipole.charges(x, graph)
+        return super().atomic(x, graph) + self.coulomb(charges, graph.edge_index, graph.edge_vec)
+
+    def properties(self, x: Float[Tensor, "N P M C"], graph: Graph) -> dict[str, Tensor]:
+        """See :meth:`EnergyHead.properties`."""
+        return {"charges": self.dipole.charges(x, graph), "dipole": self.dipole(x, graph)}
 
 
 class _GatedVector(nn.Module):

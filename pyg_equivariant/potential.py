@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -77,6 +78,11 @@ class Predictor(Configurable):
                     f"the head {name!r} ({type(head).__name__}) reads features of degree {head.lmax}, but "
                     f"{type(representation).__name__} has lmax={representation.lmax}: use another of the two"
                 )
+            if representation.cutoff < head.cutoff < math.inf:
+                raise ValueError(
+                    f"the head {name!r} ({type(head).__name__}) needs edges up to {head.cutoff} Å, but "
+                    f"{type(representation).__name__} has cutoff={representation.cutoff}: make the two equal"
+                )
         self.representation = representation
         self.heads = nn.ModuleDict(heads)
         self.metadata = Metadata()
@@ -87,6 +93,11 @@ class Predictor(Configurable):
     def cutoff(self) -> float:
         """Radius in Å of the graphs the model expects."""
         return self.representation.cutoff
+
+    @property
+    def quantities(self) -> list[str]:
+        """Names of what is predicted, derivatives left out."""
+        return list(self.heads)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -284,6 +295,11 @@ class Potential(Predictor):
         self.stress = stress
 
     @property
+    def quantities(self) -> list[str]:
+        """See :attr:`Predictor.quantities`; what the energy is made of included."""
+        return list(dict.fromkeys([*self.heads, *self.head.quantities]))
+
+    @property
     def head(self) -> EnergyHead:
         """The head of the energy."""
         head = self.heads["energy"]
@@ -329,11 +345,12 @@ class Potential(Predictor):
             create_graph: Whether what is returned shall be differentiable itself.
         """
         x = self.features(graph)
-        atomic = self.head.atomic(x)
+        atomic = self.head.atomic(x, graph)
         for prior in self.priors:
             atomic = atomic + prior(graph)
         energy = self.head.total(atomic, graph)
-        properties = {name: head(x, graph) for name, head in self.heads.items() if name != "energy"}
+        properties = self.head.properties(x, graph)
+        properties |= {name: head(x, graph) for name, head in self.heads.items() if name != "energy"}
         forces = stress = None
         if graph.edge_vec.requires_grad and torch.is_grad_enabled():
             (gradient,) = torch.autograd.grad(

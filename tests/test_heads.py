@@ -7,6 +7,8 @@ from pyg_equivariant.data.transforms import RadiusGraph
 from pyg_equivariant.heads import (
     ChargesHead,
     DipoleMagnitudeHead,
+    ElectrostaticEnergyHead,
+    EnergyHead,
     ExtensiveHead,
     IntensiveHead,
     IsotropicPolarizabilityHead,
@@ -15,9 +17,10 @@ from pyg_equivariant.heads import (
     VectorDipoleHead,
     head_for,
 )
-from pyg_equivariant.models import PaiNN
+from pyg_equivariant.models import PaiNN, PhysNet
+from pyg_equivariant.nn.electrostatics import ShieldedCoulomb
 from pyg_equivariant.o3.wigner import random_rotation
-from pyg_equivariant.potential import Predictor
+from pyg_equivariant.potential import Potential, Predictor
 from pyg_equivariant.testing import assert_close, example_molecule, fill_by_formula
 
 
@@ -60,6 +63,56 @@ def test_charges_sum_to_total():
     data = example_molecule()
     data.total_charge = torch.tensor([-1.0], dtype=torch.float64)
     assert_close(predict(ChargesHead(8), data).sum(), torch.tensor(-1.0).double(), "total charge")
+
+
+def charged():
+    head = ElectrostaticEnergyHead(8, ShieldedCoulomb(4.0, shield=2.0))
+    model = Potential(PhysNet(8, 2, cutoff=4.0), head).double().eval()
+    fill_by_formula(model)
+    data = example_molecule()
+    data.total_charge = torch.tensor([1.0], dtype=torch.float64)
+    return model, RadiusGraph(4.0)(data)
+
+
+def test_the_energy_of_charges_is_part_of_the_energy():
+    model, data = charged()
+    prediction = model(data)
+    charges = prediction.properties["charges"]
+    assert_close(charges.sum(), torch.tensor(1.0).double(), "total charge")
+    assert charges.std() > 1e-3
+    edges = data.pos[data.edge_index[0]] - data.pos[data.edge_index[1]]
+    coulomb = model.head.coulomb(charges, data.edge_index, edges)
+    assert coulomb.sum().abs() > 1e-3
+    neutral = Potential(model.representation, EnergyHead(8)).double().eval()
+    neutral.head.load_state_dict(model.head.state_dict(), strict=False)
+    assert_close(prediction.energy - neutral(data).energy, coulomb.sum()[None], "Coulomb energy")
+
+
+def test_the_dipole_is_that_of_the_charges():
+    model, data = charged()
+    properties = model(data).properties
+    mass = model.head.dipole.masses[data.z].double()
+    centre = (mass.unsqueeze(-1) * data.pos).sum(0) / mass.sum()
+    expected = (properties["charges"].unsqueeze(-1) * (data.pos - centre)).sum(0)
+    assert_close(properties["dipole"][0], expected, "dipole", tolerance=1e-7)
+
+
+def test_forces_of_charges_are_the_derivative():
+    model, data = charged()
+    forces = model(data).forces
+    for atom, axis in ((0, 0), (3, 2)):
+        energies = []
+        for step in (1e-4, -1e-4):
+            moved = data.clone()
+            moved.pos = data.pos.clone()
+            moved.pos[atom, axis] += step
+            energies.append(model(moved).energy)
+        assert_close((energies[1] - energies[0])[0] / 2e-4, forces[atom, axis], "force", tolerance=1e-6)
+
+
+def test_charges_beyond_the_edges_are_refused():
+    with pytest.raises(ValueError, match="needs edges up to 10.0 Å, but PhysNet has cutoff=5.0"):
+        Potential(PhysNet(8, 2, cutoff=5.0), ElectrostaticEnergyHead(8))
 
 
 def test_extensive_and_intensive():

@@ -126,7 +126,7 @@ class PygEquivariantCalculator(Calculator):
         if compile:
             self.model.compile()
         self.neighbors = VerletList(model.cutoff, skin)
-        named = [name for name in ("dipole", "charges") if name in model.heads]
+        named = [name for name in ("dipole", "charges") if name in model.quantities]
         self.implemented_properties = ["energy", "free_energy", "energies", "forces", "stress", *named]
 
     def calculate(

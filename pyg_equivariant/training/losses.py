@@ -210,6 +210,8 @@ class EnergyForceLoss(WeightedLoss):
         energy: Weight of the energy of a whole graph; 0 leaves it out.
         forces: Weight of the force components; 0 leaves them out.
         stress: Weight of the stress components; 0 leaves it out.
+        dipole: Weight of the dipole moment's components, in e·Å as an energy's are in eV; 0 leaves it out.
+        charges: Weight of the atoms' charges, in e; 0 leaves them out.
         per_atom: Divide the energy's residual by the number of atoms: for data of mixed sizes.
         error: Measure of the residuals; :class:`SquaredError` if not given.
     """
@@ -219,13 +221,16 @@ class EnergyForceLoss(WeightedLoss):
         energy: float = 0.01,
         forces: float = 0.99,
         stress: float = 0.0,
+        dipole: float = 0.0,
+        charges: float = 0.0,
         *,
         per_atom: bool = False,
         error: Error | None = None,
     ) -> None:
         energy_term = PerAtomTerm if per_atom else Term
         terms = [energy_term("energy", energy, error)] if energy else []
-        terms += [Term(name, weight, error) for name, weight in (("forces", forces), ("stress", stress)) if weight]
+        others = {"forces": forces, "stress": stress, "dipole": dipole, "charges": charges}
+        terms += [Term(name, weight, error) for name, weight in others.items() if weight]
         super().__init__(terms)
 
 

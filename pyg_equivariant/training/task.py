@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 import pyg_equivariant
-from pyg_equivariant.heads import Head, head_for
+from pyg_equivariant.heads import EnergyHead, Head, head_for
 from pyg_equivariant.models.base import Representation
 from pyg_equivariant.potential import Metadata, Potential, Predictor
 from pyg_equivariant.priors import Prior
@@ -146,7 +146,8 @@ class Task(pl.LightningModule, ABC):
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr
-        self.log("lr", lr)
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # the others are not written
+            self.log("lr", lr)
 
     def training_step(self, batch: Data, batch_idx: int) -> Tensor:
         """The loss of a batch.
@@ -308,6 +309,7 @@ class ForceFieldTask(Task):
     Args:
         representation: The architecture.
         loss: Weights and measures; :class:`EnergyForceLoss` if not given.
+        head: Head of the energy; :class:`~pyg_equivariant.heads.EnergyHead` if not given.
         heads: Further quantities to predict, such as charges, by the name of their label.
         priors: Energies that are added to what is learned.
         lr: Learning rate.
@@ -322,6 +324,7 @@ class ForceFieldTask(Task):
         representation: Representation,
         loss: WeightedLoss | None = None,
         *,
+        head: EnergyHead | None = None,
         heads: dict[str, Head] | None = None,
         priors: list[Prior] | None = None,
         lr: float = 1e-3,
@@ -341,7 +344,7 @@ class ForceFieldTask(Task):
         self.loss = EnergyForceLoss() if loss is None else loss
         asked = self.loss.quantities
         self.model = Potential(
-            representation, heads=heads, priors=priors, forces="forces" in asked, stress="stress" in asked
+            representation, head, heads=heads, priors=priors, forces="forces" in asked, stress="stress" in asked
         )
         self.ema = ExponentialMovingAverage(self.model, ema_decay)
 

@@ -37,14 +37,14 @@ def compare(model: Predictor, samples: Sequence[Data], *, source: str) -> Predic
     labelled = set(samples[0].keys()).intersection(*(data.keys() for data in samples))
     if isinstance(model, Potential):
         model.forces, model.stress = "forces" in labelled, "stress" in labelled
-        known = [name for name in ("energy", "forces", "stress", *model.heads) if name in labelled]
+        known = [name for name in ("energy", "forces", "stress", *model.quantities) if name in labelled]
         names = list(dict.fromkeys(known))
     else:
-        names = [name for name in model.heads if name in labelled]
+        names = [name for name in model.quantities if name in labelled]
     if not names:
         found = ", ".join(sorted(labelled - {"z", "pos", "cell", "pbc", "smiles"})) or "none"
         raise ValueError(
-            f"{source}: no label of what the model predicts ({', '.join(model.heads)}) in every frame, only {found}: "
+            f"{source}: no label of what the model predicts ({', '.join(model.quantities)}) in every frame, only {found}: "
             "name it with --key"
         )
     for name in names:

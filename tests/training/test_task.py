@@ -3,14 +3,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import ase.io
 import pytest
 import pytorch_lightning as pl
 import torch
 
 from pyg_equivariant import __version__
 from pyg_equivariant.data import FilesDataModule
-from pyg_equivariant.heads import ChargesHead, IntensiveHead
+from pyg_equivariant.heads import ChargesHead, ElectrostaticEnergyHead, IntensiveHead
 from pyg_equivariant.models import NequIP, PaiNN, SchNet
+from pyg_equivariant.nn.electrostatics import ShieldedCoulomb
 from pyg_equivariant.potential import Potential, Predictor
 from pyg_equivariant.training import (
     AbsoluteError,
@@ -140,6 +142,27 @@ def test_further_heads_are_trained(ethanol: FilesDataModule) -> None:
     weights = [parameter.detach().clone() for parameter in before.parameters()]
     trainer(max_epochs=1).fit(task, datamodule=data)
     assert any((new != old).any() for new, old in zip(before.parameters(), weights, strict=True))
+
+
+def test_charges_learn_from_dipole_moments(frames: str, tmp_path: Path) -> None:
+    """Of the charges nothing is told but their moment; they are learned with the energies that they are part of."""
+    charge = {1: 0.2, 6: -0.1, 8: -1.0}  # e
+    structures = ase.io.read(frames, ":")
+    for atoms in structures:
+        charges = [charge[int(z)] for z in atoms.numbers]
+        atoms.calc.results["dipole"] = charges @ (atoms.positions - atoms.get_center_of_mass())
+    ase.io.write(tmp_path / "dipoles.extxyz", structures)
+    data = FilesDataModule(
+        str(tmp_path / "dipoles.extxyz"), val=0.2, test=0.2, batch_size=6, cutoff=3.0, labels=("energy", "forces", "dipole")
+    )
+    head = ElectrostaticEnergyHead(4, ShieldedCoulomb(3.0, shield=2.0))
+    task = ForceFieldTask(small(), EnergyForceLoss(dipole=10.0), head=head, lr=0.02, ema_decay=0.8)
+    fit = trainer(tmp_path / "run", max_epochs=8)
+    fit.fit(task, datamodule=data)
+    errors = [row["val/dipole_mae"] for row in next(c for c in fit.callbacks if isinstance(c, History)).rows]
+    assert errors[-1] < 0.5 * errors[0]
+    assert fit.test(task, datamodule=data, verbose=False)
+    assert {row.quantity for row in task.table} == {"energy", "energy_per_atom", "forces", "dipole"}
 
 
 @pytest.mark.parametrize(

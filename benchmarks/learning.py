@@ -37,7 +37,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "EGNN": {"num_layers": 4, "cutoff": 5.0, "lr": 1e-3, "compile": True},
     "TensorNet": {"channels": 64},
     "EQGAT": {"lr": 1e-3},
-    "NequIP": {"channels": 32, "num_layers": 3, "lmax": 2, "lmax_out": 0, "elements": DATA, "lr": 4e-3, "compile": True},
+    "NequIP": {
+        "channels": 32,
+        "num_layers": 3,
+        "lmax": 2,
+        "lmax_out": 0,
+        "elements": DATA,
+        "lr": 4e-3,
+        "compile": True,
+    },
     "EquivariantTransformer": {"channels": 64, "lr": 1e-3},
     "DimeNetPlusPlus": {"lr": 1e-3},
     "Cormorant": {},
@@ -105,11 +113,12 @@ def table() -> str:
     """The README's table, best forces first."""
     rows = ["| model | settings | weights | ms a step | steps | E, meV | F, meV/Å |", "|---|---|---|---|---|---|---|"]
     for row in _rows():
-        settings = ", ".join(f"{key} {value}" for key, value in SETTINGS[row["name"]].items() if key != "compile")
-        mode = ", compiled" if SETTINGS[row["name"]].get("compile") else ""
+        known = SETTINGS[row["name"]]
+        settings = "".join(f"{key} {value}, " for key, value in known.items() if key != "compile")
+        mode = "compiled" if known.get("compile") else "eager"
         rows.append(
-            f"| `{row['name']}` | {settings}{mode} | {row['parameters']:,} | {_milliseconds(row):.0f} | {row['steps']:,} | "
-            f"{_mae(row, 'energy'):.1f} | {_mae(row, 'forces'):.1f} |"
+            f"| `{row['name']}` | {settings + mode} | {row['parameters']:,} | {_milliseconds(row):.0f} | "
+            f"{row['steps']:,} | {_mae(row, 'energy'):.1f} | {_mae(row, 'forces'):.1f} |"
         )
     return "\n".join(rows)
 

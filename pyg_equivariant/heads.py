@@ -211,8 +211,8 @@ class ElectrostaticEnergyHead(EnergyHead):
 
     .. math:: E = Σ_i E_i + \frac{k_e}{2} Σ_{i≠j} q_i q_j χ(r_{ij}), \qquad μ = Σ_i q_i (r_i - r_{com})
 
-    Reference: Unke & Meuwly 2019, arXiv:1902.08408, section II; ``EnergyForceLoss(dipole=...)`` is its loss. Returns the
-    charges in e ``[N]`` and the dipole moment in e·Å ``[B, 3]`` as properties. Dispersion is a prior,
+    Reference: Unke & Meuwly 2019, arXiv:1902.08408, section II; its loss is ``EnergyForceLoss(dipole=...)``. The
+    charges in e ``[N]`` and the dipole moment in e·Å ``[B, 3]`` are properties. Dispersion is a prior,
     :class:`~pyg_equivariant.priors.D3Dispersion`.
 
     Args:
@@ -231,7 +231,7 @@ class ElectrostaticEnergyHead(EnergyHead):
         self.coulomb = coulomb or ShieldedCoulomb(10.0)
         self.cutoff = self.coulomb.cutoff
         self.dipole = DipoleHead(channels, activation)
-        self.dipole.charges.standardize(0.1)  # whole charges would repel each other by many eV before the first step
+        self.dipole.charges.standardize(0.1)  # whole charges: many eV at the start
 
     def atomic(self, x: Float[Tensor, "N P M C"], graph: Graph) -> Float[Tensor, " N"]:
         """See :meth:`ExtensiveHead.atomic`; half the energy of each pair of charges is its atom's."""

@@ -111,7 +111,7 @@ def test_forces_of_charges_are_the_derivative():
 
 
 def test_charges_beyond_the_edges_are_refused():
-    with pytest.raises(ValueError, match="needs edges up to 10.0 Å, but PhysNet has cutoff=5.0"):
+    with pytest.raises(ValueError, match=r"needs edges up to 10\.0 Å, but PhysNet has cutoff=5\.0"):
         Potential(PhysNet(8, 2, cutoff=5.0), ElectrostaticEnergyHead(8))
 
 

@@ -14,6 +14,7 @@ from pyg_equivariant.nn.cutoff import Cutoff, PolynomialCutoff
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.gate import SILU_SCALE, Gate
 from pyg_equivariant.nn.geometry import safe_norm
+from pyg_equivariant.nn.interpolation import Interpolation, interpolate, radial_nodes
 from pyg_equivariant.nn.linear import DegreeLinear, ElementLinear
 from pyg_equivariant.nn.mlp import MLP
 from pyg_equivariant.nn.pairs import find_pairs
@@ -81,6 +82,7 @@ class NequIPConv(TensorProductConv):
         edge_rbf: Float[Tensor, "R K"],
         edge_sh: Float[Tensor, "E M2"],
         pair: Int[Tensor, " E"] | None = None,
+        table: Interpolation | None = None,
     ) -> Float[Tensor, "N Q L C"]:
         """Updated features.
 
@@ -91,9 +93,10 @@ class NequIPConv(TensorProductConv):
             edge_rbf: Radial basis times envelope.
             edge_sh: Harmonics of ``r_j − r_i``, component-normalised.
             pair: Which row of ``edge_rbf`` an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own if not given.
+            table: How the filters between nodes follow, see :mod:`~pyg_equivariant.nn.interpolation`.
         """
         x = x[:, : self.paths.parity_in]
-        weight = self.filter(edge_rbf).unflatten(1, (self.paths.num_paths, -1))
+        weight = interpolate(self.filter(edge_rbf), table).unflatten(1, (self.paths.num_paths, -1))
         sent = self.linear_in(x).transpose(1, 2).contiguous()
         received = self.message_and_aggregate(edge_index, sent, edge_sh, weight, pair)
         y, gates = self.linear_out([m * self.avg_num_neighbors.rsqrt() for m in received])
@@ -191,9 +194,10 @@ class NequIP(Representation):
         """See :meth:`Representation.forward`."""
         pairs = find_pairs(edge_index, edge_vec)
         length = safe_norm(edge_vec.index_select(0, pairs.first))
-        edge_rbf = stored(self.radial(length) * self.envelope(length).unsqueeze(-1))
+        nodes, table = radial_nodes(length, self.cutoff, self.radial.num_basis, edge_index.shape[1])
+        edge_rbf = stored(self.radial(nodes) * self.envelope(nodes).unsqueeze(-1))
         edge_sh = spherical_harmonics(edge_vec, self.lmax_sh)
         x: Tensor = self.embedding(z)[:, None, None]
         for layer in self.layers:
-            x = layer(x, z, edge_index, edge_rbf, edge_sh, pairs.of)
+            x = layer(x, z, edge_index, edge_rbf, edge_sh, pairs.of, table)
         return x

@@ -145,9 +145,9 @@ class PhysNet(Representation):
     .. math:: y_i = Σ_m W_m \, σ(\text{residual block of } x_i^m)
 
     Here y has C components, not the two of the paper, and heads read them: ``EnergyHead`` the energies, with the shift
-    of each element as its reference, or :class:`~pyg_equivariant.heads.ElectrostaticEnergyHead` these with charges, which
-    sum to the total charge, and their Coulomb energy. :class:`~pyg_equivariant.priors.D3Dispersion` is the paper's
-    dispersion; recipe ``physnet_forcefield`` trains all of it.
+    of each element as its reference, or :class:`~pyg_equivariant.heads.ElectrostaticEnergyHead` these with charges,
+    which sum to the total charge, and their Coulomb energy. :class:`~pyg_equivariant.priors.D3Dispersion` is the
+    paper's dispersion. The recipe ``physnet_forcefield`` trains all of it.
 
     Args:
         channels: C.

@@ -11,6 +11,7 @@ from pyg_equivariant.nn.cutoff import CosineCutoff
 from pyg_equivariant.nn.edge_sum import CONSTANT, Term
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.geometry import safe_norm
+from pyg_equivariant.nn.interpolation import Interpolation, interpolate, radial_nodes
 from pyg_equivariant.nn.mlp import MLP, dense
 from pyg_equivariant.nn.pairs import find_pairs
 from pyg_equivariant.nn.radial import GaussianBasis, RadialBasis
@@ -45,21 +46,23 @@ class SchNetConv(EdgeSumConv):
         self,
         x: Float[Tensor, "N C"],
         edge_index: Int[Tensor, "2 E"],
-        edge_rbf: Float[Tensor, "P K"],
+        edge_rbf: Float[Tensor, "R K"],
         edge_env: Float[Tensor, " P"],
         pair: Int[Tensor, " E"] | None = None,
+        table: Interpolation | None = None,
     ) -> Float[Tensor, "N C"]:
         """The convolution.
 
         Args:
             x: Scalars of the atoms.
             edge_index: Sources j and targets i.
-            edge_rbf: Radial basis of the edge lengths.
+            edge_rbf: Radial basis of the edge lengths, or of the nodes of ``table``.
             edge_env: Envelope, zero from the cutoff on.
             pair: Which row of ``edge_rbf`` and ``edge_env`` an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own
                 if not given.
+            table: How the filters between nodes follow, see :mod:`~pyg_equivariant.nn.interpolation`.
         """
-        weight = self.filter(edge_rbf) * edge_env.unsqueeze(-1)
+        weight = interpolate(self.filter(edge_rbf), table) * edge_env.unsqueeze(-1)
         sent, weight = self.dense(x).unsqueeze(1), weight.unsqueeze(1)
         return self.message_and_aggregate(edge_index, sent, weight, pair=pair).squeeze(1)
 
@@ -81,12 +84,13 @@ class SchNetBlock(nn.Module):
         self,
         x: Float[Tensor, "N C"],
         edge_index: Int[Tensor, "2 E"],
-        edge_rbf: Float[Tensor, "P K"],
+        edge_rbf: Float[Tensor, "R K"],
         edge_env: Float[Tensor, " P"],
         pair: Int[Tensor, " E"] | None = None,
+        table: Interpolation | None = None,
     ) -> Float[Tensor, "N C"]:
         """The update of x; the arguments are those of :class:`SchNetConv`."""
-        update: Tensor = self.mlp(self.conv(x, edge_index, edge_rbf, edge_env, pair))
+        update: Tensor = self.mlp(self.conv(x, edge_index, edge_rbf, edge_env, pair, table))
         return update
 
 
@@ -130,8 +134,9 @@ class SchNet(Representation):
         """Scalars of the atoms; the arguments are those of :class:`Representation`."""
         pairs = find_pairs(edge_index, edge_vec)
         edge_len = safe_norm(edge_vec.index_select(0, pairs.first))
-        edge_rbf, edge_env = stored(self.radial(edge_len)), stored(self.envelope(edge_len))
+        nodes, table = radial_nodes(edge_len, self.cutoff, self.radial.num_basis, edge_index.shape[1])
+        edge_rbf, edge_env = stored(self.radial(nodes)), stored(self.envelope(edge_len))
         x: Tensor = self.embedding(z)
         for block in self.blocks:
-            x = x + block(x, edge_index, edge_rbf, edge_env, pairs.of)
+            x = x + block(x, edge_index, edge_rbf, edge_env, pairs.of, table)
         return x[:, None, None]

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pyg_equivariant.nn.native import addresses, kernels, runs_on
+from pyg_equivariant.nn.native import addresses, kernels, one_by_one, runs_on
 
 __all__ = ["CONSTANT", "EdgeSum", "Term"]
 
@@ -270,18 +270,5 @@ _backward.register_autograd(_backward_backward, setup_context=_save)
 _second.register_autograd(_second_backward, setup_context=_save)
 
 
-def _one_by_one(operation: Any) -> Any:
-    def batched(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
-        outcomes = [
-            operation(*(x if dim is None else x.select(dim, n) for x, dim in zip(inputs, in_dims, strict=True)))
-            for n in range(info.batch_size)
-        ]
-        if isinstance(outcomes[0], Tensor):
-            return torch.stack(outcomes), 0
-        return tuple(torch.stack(parts) for parts in zip(*outcomes, strict=True)), (0,) * len(outcomes[0])
-
-    return batched
-
-
 for _each in (_forward, _backward, _second):
-    _each.register_vmap(_one_by_one(_each))
+    _each.register_vmap(one_by_one(_each))

@@ -146,7 +146,8 @@ class Task(pl.LightningModule, ABC):
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr
-        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # the others are not written
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (self.trainer.global_step + 1) % every == 0:  # of other steps nothing is written
             self.log("lr", lr)
 
     def training_step(self, batch: Data, batch_idx: int) -> Tensor:

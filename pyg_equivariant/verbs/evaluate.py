@@ -44,8 +44,8 @@ def compare(model: Predictor, samples: Sequence[Data], *, source: str) -> Predic
     if not names:
         found = ", ".join(sorted(labelled - {"z", "pos", "cell", "pbc", "smiles"})) or "none"
         raise ValueError(
-            f"{source}: no label of what the model predicts ({', '.join(model.quantities)}) in every frame, only {found}: "
-            "name it with --key"
+            f"{source}: no label of what the model predicts ({', '.join(model.quantities)}) in every frame, only "
+            f"{found}: name it with --key"
         )
     for name in names:
         bad = next((frame for frame, data in enumerate(samples) if not bool(data[name].isfinite().all())), None)

@@ -1,14 +1,39 @@
-"""EGNN: any dimension, the paper's equations written out, moving coordinates."""
+"""EGNN: another package, any dimension, the paper's equations written out, moving coordinates."""
+
+import json
+import math
+from pathlib import Path
 
 import pytest
 import torch
+from torch_geometric.data import Data
 
+from pyg_equivariant.data import RadiusGraph
 from pyg_equivariant.models.egnn import EGNN, EGNNConv, FrozenEGNN
-from pyg_equivariant.testing import assert_close, fill_by_formula
+from pyg_equivariant.testing import assert_close, example_molecule, fill_by_formula, potential_of
+
+PEER = json.loads((Path(__file__).parents[1] / "parity" / "egnn.json").read_text())["models"]
 
 
 def complete(num_nodes: int) -> torch.Tensor:
     return (1 - torch.eye(num_nodes)).nonzero().T.flip(0)
+
+
+def with_loops(data: Data) -> Data:
+    """All pairs of atoms, each with itself too."""
+    atoms = torch.arange(len(data.z))
+    return Data(z=data.z, pos=data.pos, edge_index=torch.cartesian_prod(atoms, atoms).T)
+
+
+@pytest.mark.parametrize(("cls", "edges"), [(EGNN, with_loops), (FrozenEGNN, RadiusGraph(3.0))])
+def test_agrees_with_egnn_pytorch(cls, edges):
+    """What tests/parity/egnn.py has compared: the same weights, and edges without an envelope."""
+    entry = PEER[cls.__name__]
+    model = potential_of(cls(**entry["settings"], cutoff=math.inf))
+    for expected in entry["predictions"]:
+        prediction = model(edges(example_molecule(seed=expected["seed"])))
+        assert prediction.energy.item() == pytest.approx(expected["energy"], rel=1e-9)
+        assert prediction.forces.norm().item() == pytest.approx(expected["force"], rel=1e-9)
 
 
 def test_equations():

@@ -1,15 +1,22 @@
-"""NequIP: the paper's equations written out, and what the contract does not vary."""
+"""NequIP: its authors' package, the paper's equations written out, and what the contract does not vary."""
+
+import json
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyg_equivariant.data import RadiusGraph
 from pyg_equivariant.models.nequip import NequIP, NequIPConv
 from pyg_equivariant.nn.gate import SILU_SCALE
+from pyg_equivariant.nn.radial import BesselBasis
 from pyg_equivariant.nn.tensor_product import FullPaths, ProperPaths
 from pyg_equivariant.o3 import coupling, degree_slices, num_components, random_rotation, rotate, spherical_harmonics
-from pyg_equivariant.testing import assert_close
+from pyg_equivariant.testing import assert_close, example_molecule, potential_of
+
+PEER = json.loads((Path(__file__).parents[1] / "parity" / "nequip.json").read_text())["models"]
 
 
 def molecule(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -19,6 +26,31 @@ def molecule(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     edge_index = torch.cartesian_prod(torch.arange(7), torch.arange(7)).T.flip(0)
     edge_index = edge_index[:, edge_index[0] != edge_index[1]]
     return torch.tensor([1, 6, 8, 1, 7, 6, 1]), edge_index, pos[edge_index[0]] - pos[edge_index[1]]
+
+
+@pytest.fixture
+def double():
+    """Constants without float32's rounding, as in the peer."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("name", PEER)
+def test_agrees_with_nequip(name):
+    """What tests/parity/nequip.py has compared: the same weights, a head without biases, and large messages."""
+    options = {"elements": (1, 6, 7, 8), "avg_num_neighbors": 5.0, **PEER[name]["settings"]}
+    model = potential_of(NequIP(8, lmax_out=0, cutoff=3.0, radial=BesselBasis(8, 3.0), **options))
+    with torch.no_grad():
+        model.head.mlp[0].bias.zero_()
+        model.head.mlp[2].bias.zero_()
+        for layer in model.representation.layers:
+            layer.filter[-1].weight.mul_(10)
+    for expected in PEER[name]["predictions"]:
+        prediction = model(RadiusGraph(3.0)(example_molecule(seed=expected["seed"])))
+        assert prediction.energy.item() == pytest.approx(expected["energy"], rel=1e-9)
+        assert prediction.forces.norm().item() == pytest.approx(expected["force"], rel=1e-9)
 
 
 @settings(derandomize=True, deadline=None, max_examples=12)

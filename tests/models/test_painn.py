@@ -1,9 +1,39 @@
-"""PaiNN: the paper's equations written out."""
+"""PaiNN: its authors' package, and the paper's equations written out."""
 
+import json
+from pathlib import Path
+
+import pytest
 import torch
 
-from pyg_equivariant.models.painn import PaiNNConv, PaiNNUpdate
-from pyg_equivariant.testing import assert_close, fill_by_formula
+from pyg_equivariant.data import RadiusGraph
+from pyg_equivariant.models.painn import PaiNN, PaiNNConv, PaiNNUpdate
+from pyg_equivariant.nn.radial import GaussianBasis
+from pyg_equivariant.testing import assert_close, example_molecule, fill_by_formula, potential_of
+
+PEER = json.loads((Path(__file__).parents[1] / "parity" / "schnetpack.json").read_text())["models"]
+
+
+class GaussiansAndOne(GaussianBasis):
+    """With the constant function, whose weights are a bias of the filters."""
+
+    def __init__(self, num_basis, cutoff):
+        super().__init__(num_basis, cutoff)
+        self.num_basis += 1
+
+    def forward(self, edge_len):
+        return torch.cat([super().forward(edge_len), torch.ones_like(edge_len)[:, None]], 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "radial"), [("PaiNN", GaussianBasis), ("PaiNN, filters with a bias", GaussiansAndOne)]
+)
+def test_agrees_with_schnetpack(name, radial):
+    model = potential_of(PaiNN(16, 3, cutoff=3.0, radial=radial(16, 3.0)))
+    for expected in PEER[name]["predictions"]:
+        prediction = model(RadiusGraph(3.0)(example_molecule(seed=expected["seed"])))
+        assert prediction.energy.item() == pytest.approx(expected["energy"], rel=1e-9)
+        assert prediction.forces.norm().item() == pytest.approx(expected["force"], rel=1e-9)
 
 
 def test_message_equations():

@@ -1,16 +1,31 @@
-"""SchNet against PyG's own, with copied weights."""
+"""SchNet against PyG's own and its authors' package, with copied weights."""
 
+import json
+from pathlib import Path
+
+import pytest
 import torch
 from torch import nn
 from torch_geometric.data import Data
 from torch_geometric.nn import SchNet as Oracle
 
+from pyg_equivariant.data import RadiusGraph
 from pyg_equivariant.heads import EnergyHead
 from pyg_equivariant.models.schnet import SchNet
 from pyg_equivariant.nn.activation import ShiftedSoftplus
 from pyg_equivariant.nn.radial import GaussianBasis
 from pyg_equivariant.potential import Potential
-from pyg_equivariant.testing import assert_close, example_molecule
+from pyg_equivariant.testing import assert_close, example_molecule, potential_of
+
+PEER = json.loads((Path(__file__).parents[1] / "parity" / "schnetpack.json").read_text())["models"]
+
+
+@pytest.mark.parametrize("expected", PEER["SchNet"]["predictions"], ids=lambda p: p["seed"])
+def test_agrees_with_schnetpack(expected):
+    model = potential_of(SchNet(16, 3, cutoff=3.0, radial=GaussianBasis(16, 3.0)))
+    prediction = model(RadiusGraph(3.0)(example_molecule(seed=expected["seed"])))
+    assert prediction.energy.item() == pytest.approx(expected["energy"], rel=1e-9)
+    assert prediction.forces.norm().item() == pytest.approx(expected["force"], rel=1e-9)
 
 
 def complete_graph(data: Data, cutoff: float) -> Data:

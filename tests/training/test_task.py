@@ -153,7 +153,12 @@ def test_charges_learn_from_dipole_moments(frames: str, tmp_path: Path) -> None:
         atoms.calc.results["dipole"] = charges @ (atoms.positions - atoms.get_center_of_mass())
     ase.io.write(tmp_path / "dipoles.extxyz", structures)
     data = FilesDataModule(
-        str(tmp_path / "dipoles.extxyz"), val=0.2, test=0.2, batch_size=6, cutoff=3.0, labels=("energy", "forces", "dipole")
+        str(tmp_path / "dipoles.extxyz"),
+        val=0.2,
+        test=0.2,
+        batch_size=6,
+        cutoff=3.0,
+        labels=("energy", "forces", "dipole"),
     )
     head = ElectrostaticEnergyHead(4, ShieldedCoulomb(3.0, shield=2.0))
     task = ForceFieldTask(small(), EnergyForceLoss(dipole=10.0), head=head, lr=0.02, ema_decay=0.8)

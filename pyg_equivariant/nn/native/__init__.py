@@ -11,11 +11,12 @@ import subprocess
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["addresses", "kernels", "runs_on"]
+__all__ = ["addresses", "kernels", "one_by_one", "runs_on"]
 
 SLOW = "models need several times longer on the CPU"
 SOURCES = sorted(Path(__file__).parent.glob("*.cpp"))
@@ -58,7 +59,7 @@ def kernels() -> ctypes.CDLL | None:
     for kind in ("float", "double"):
         pairs = getattr(library, f"pairs_{kind}")
         pairs.argtypes, pairs.restype = [ctypes.c_int64, *[ctypes.c_void_p] * 5], ctypes.c_int64
-        for name in ("forward", "backward", "second"):
+        for name in ("forward", "backward", "second", *(f"interpolation_{each}" for each in ("read", "put", "dot"))):
             getattr(library, f"{name}_{kind}").restype = ctypes.c_int64
     return library
 
@@ -76,3 +77,18 @@ def runs_on(x: Tensor) -> bool:
 def addresses(*tensors: Tensor) -> "ctypes.Array[ctypes.c_void_p]":
     """Where contiguous tensors lie."""
     return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
+
+
+def one_by_one(operation: Any) -> Any:
+    """A rule for ``torch.vmap``: the operation on each part of a batch."""
+
+    def batched(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
+        outcomes = [
+            operation(*(x if dim is None else x.select(dim, n) for x, dim in zip(inputs, in_dims, strict=True)))
+            for n in range(info.batch_size)
+        ]
+        if isinstance(outcomes[0], Tensor):
+            return torch.stack(outcomes), 0
+        return tuple(torch.stack(parts) for parts in zip(*outcomes, strict=True)), (0,) * len(outcomes[0])
+
+    return batched

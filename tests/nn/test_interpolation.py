@@ -1,0 +1,155 @@
+"""Filters between nodes: as exact as those computed, derivatives included."""
+
+import copy
+import math
+
+import jaxtyping
+import pytest
+import torch
+from torch import Tensor
+
+from pyg_equivariant.data import RadiusGraph
+from pyg_equivariant.models import NequIP, SchNet
+from pyg_equivariant.models.base import Representation
+from pyg_equivariant.nn.cutoff import PolynomialCutoff
+from pyg_equivariant.nn.interpolation import Interpolation, interpolate, radial_nodes
+from pyg_equivariant.nn.native import kernels
+from pyg_equivariant.potential import Potential
+from pyg_equivariant.testing import example_molecule
+
+pytestmark = pytest.mark.skipif(kernels() is None, reason="no C++ compiler")
+
+
+def table(rows: int = 40, nodes: int = 20, dtype: torch.dtype = torch.float64) -> Interpolation:
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randint(0, nodes - 7, (rows,), generator=generator)
+    return Interpolation(torch.randn(rows, 8, generator=generator, dtype=dtype), start)
+
+
+def lengths(count: int = 3000) -> Tensor:
+    return torch.rand(count, generator=torch.Generator().manual_seed(1)) * 5.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("width", [1, 16, 37])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_sum_over_nodes(dtype: torch.dtype, width: int, threads: int) -> None:
+    coefficient, start = known = table(dtype=dtype)
+    values = torch.randn(20, width, dtype=dtype)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        y = interpolate(values, known)
+    finally:
+        torch.set_num_threads(before)
+    expected = torch.einsum("pm,pmw->pw", coefficient, values[start.unsqueeze(1) + torch.arange(8)])
+    torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_derivatives(threads: int) -> None:
+    known = table(12, 10)
+    values = torch.randn(10, 19, dtype=torch.float64, requires_grad=True)
+    inputs = values, known.coefficient.clone().requires_grad_()
+
+    def between(values: Tensor, coefficient: Tensor) -> Tensor:
+        return interpolate(values, Interpolation(coefficient, known.start)).sin()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert torch.autograd.gradcheck(between, inputs, check_batched_grad=True)
+        assert torch.autograd.gradgradcheck(between, inputs)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("cutoff", [5.0, 4.7, 6.03])
+def test_smooth_functions_are_exact(cutoff: float) -> None:
+    """To float32's rounding, of an envelope near 1 for values, of values over the nodes' distance for derivatives."""
+    length = (lengths() * cutoff / 5.0).requires_grad_()
+    nodes, known = radial_nodes(length, cutoff, 20, 6000)
+    assert known is not None
+    assert 0.0 <= cutoff - nodes[-1] < 0.1 * nodes[1]
+    width = cutoff / 19
+
+    def bumps(d: Tensor) -> Tensor:
+        centres = torch.linspace(0.0, cutoff, 20, dtype=d.dtype)
+        bump = torch.exp(-0.5 * ((d.unsqueeze(1) - centres) / width).square())
+        return bump * PolynomialCutoff(cutoff)(d).unsqueeze(1)
+
+    y = interpolate(bumps(nodes), known)
+    exact = length.detach().double().requires_grad_()
+    expected = bumps(exact)
+    torch.testing.assert_close(y.double(), expected, rtol=0.0, atol=5e-6)
+    (slope,) = torch.autograd.grad(y.square().sum(), length)
+    (expected_slope,) = torch.autograd.grad(expected.square().sum(), exact)
+    torch.testing.assert_close(slope.double(), expected_slope, rtol=0.0, atol=1e-3)
+
+
+def test_beyond_the_cutoff_is_the_cutoff() -> None:
+    length = torch.cat([lengths(), torch.tensor([5.0, 5.5, 70.0])]).requires_grad_()
+    nodes, known = radial_nodes(length, 5.0, 20, 6000)
+    y = interpolate((5.0 - nodes).square().unsqueeze(1), known)[-3:, 0]
+    torch.testing.assert_close(y, torch.zeros(3), atol=1e-5, rtol=0.0)
+    assert torch.autograd.grad(y.sum(), length)[0][-2:].eq(0.0).all()
+
+
+@pytest.mark.parametrize(
+    ("length", "cutoff", "num_edges"),
+    [
+        (lengths().double(), 5.0, 6000),
+        (lengths(), math.inf, 6000),
+        (lengths(), 5.0, 600),
+    ],
+    ids=["float64", "no cutoff", "few"],
+)
+def test_where_lengths_themselves_are_taken(length: Tensor, cutoff: float, num_edges: int) -> None:
+    nodes, known = radial_nodes(length, cutoff, 20, num_edges)
+    assert nodes is length
+    assert known is None
+    assert interpolate(length, known) is length
+
+
+def test_nodes_that_are_not_there_are_refused() -> None:
+    with pytest.raises(IndexError, match="beyond its 5 nodes"):
+        interpolate(torch.ones(5, 2, dtype=torch.float64), table())
+
+
+MODELS = [
+    SchNet(16, 2, cutoff=4.0),
+    NequIP(8, 2, lmax=1, lmax_out=0, cutoff=4.0, elements=[1, 6, 7, 8]),
+]
+
+
+@pytest.mark.parametrize("representation", MODELS, ids=lambda model: type(model).__name__)
+def test_models_that_interpolate(representation: Representation) -> None:
+    """Forces and the gradient of their loss, in float32 and interpolated, are those of float64, which is neither."""
+    data = RadiusGraph(4.0)(example_molecule(90, spread=2.0))
+    assert data.edge_index.shape[1] > 4 * 129
+    model = Potential(copy.deepcopy(representation)).train()
+    outcomes = []
+    for potential in (model.float(), copy.deepcopy(model).double()):
+        prediction = potential(data)
+        prediction.forces.square().sum().backward()
+        gradient = torch.cat([p.grad.flatten() for p in potential.parameters() if p.grad is not None])
+        outcomes.append((prediction.forces.detach().double(), gradient.double()))
+    for single, double in zip(*outcomes, strict=True):
+        assert (single - double).norm() < 1e-4 * double.norm()
+
+
+def test_compiled_models_interpolate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its checks cannot be traced
+    data = RadiusGraph(4.0)(example_molecule(90, spread=2.0))
+    model = Potential(SchNet(16, 1, cutoff=4.0)).train()
+    outcomes = []
+    for compiled in (False, True):
+        if compiled:
+            model.compile(backend="aot_eager")
+        model.zero_grad()
+        prediction = model(data)
+        prediction.forces.square().sum().backward()
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+        outcomes.append([prediction.forces.detach(), *gradients])
+    for eager, once in zip(*outcomes, strict=True):
+        assert (once - eager).norm() <= 1e-4 * eager.norm()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from benchmarks.results import record
 from pyg_equivariant import models
@@ -125,7 +126,7 @@ def table() -> str:
 
 def draw(file: Path) -> None:
     """Error on the validation set against time, and on the test set against the cost of a step."""
-    figure = Figure(figsize=(11, 5), layout="constrained")
+    figure = Figure(figsize=(11, 6), layout="constrained")
     left, right = figure.subplots(1, 2)
     for place, row in enumerate(_rows()):
         style = {"color": f"C{place % 10}", "linestyle": "-" if place < 10 else "--"}
@@ -136,7 +137,9 @@ def draw(file: Path) -> None:
         right.annotate(f" {row['name']}", (_milliseconds(row), _mae(row, "forces")), fontsize=7)
     left.set(xlabel="seconds of training", ylabel="MAE of the forces (validation), meV/Å", yscale="log")
     right.set(xlabel="ms a step of 5 ethanols", ylabel="MAE of the forces (test), meV/Å", xscale="log", yscale="log")
-    left.legend(fontsize=7, ncols=2, title="test MAE, meV/Å", title_fontsize=7)
+    right.set_xticks([10, 20, 50, 100, 200, 500], ["10", "20", "50", "100", "200", "500"])
+    right.xaxis.set_minor_formatter(NullFormatter())
+    figure.legend(loc="outside lower center", fontsize=8, ncols=5, title="test MAE, meV/Å", title_fontsize=8)
     for axis in (left, right):
         axis.grid(alpha=0.3)
         for side in ("top", "right"):

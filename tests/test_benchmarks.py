@@ -8,9 +8,10 @@ import ase.build
 import jaxtyping
 import pytest
 import torch
+import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import chart, scaling
+from benchmarks import chart, learning, scaling
 from benchmarks.__main__ import Process, compare, lines
 from benchmarks.cases import CUTOFF, Case, case, water_box
 from benchmarks.cost import cost
@@ -267,3 +268,35 @@ def test_step_is_one_graph(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cost_of_an_architecture() -> None:
     values = cost(["SchNet", "RadialField"], 1)
     assert 0 < values["RadialField"] < values["SchNet"]
+
+
+def test_all_architectures_are_to_learn() -> None:
+    assert set(learning.SETTINGS) == set(models.__all__)
+
+
+@pytest.mark.parametrize("name", learning.SETTINGS)
+def test_settings_of_learning_fit_the_architecture(name: str) -> None:
+    """The command names settings that exist, and its model predicts."""
+    options = learning.arguments(name, learning.SETTINGS[name])
+    prefix = "--model.representation."
+    pairs = zip(options[::2], options[1::2], strict=True)
+    settings = {key.removeprefix(prefix): yaml.safe_load(value) for key, value in pairs if key.startswith(prefix)}
+    model = Ours(getattr(models, name)(**settings), forces=True)
+    energy, forces = model.predict(model.inputs(tiny("md")))
+    assert energy.isfinite().all()
+    assert forces is not None
+    assert forces.isfinite().all()
+
+
+def test_table_and_figure_of_learning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learning, "FOLDER", tmp_path)
+    for place, name in enumerate(("PaiNN", "SchNet")):
+        curve = [{"step": 100.0 * k, "seconds": 50.0 + k, "val/forces_mae": 90.0 / k} for k in (1, 2, 3)]
+        test = [{"quantity": "energy", "mae": 2.0 - place}, {"quantity": "forces", "mae": 30.0 - place}]
+        row = {"name": name, "parameters": 1000, "steps": 300, "test": test, "learning_curve": curve}
+        (tmp_path / f"{name}.json").write_text(json.dumps(row))
+    rows = learning.table().splitlines()
+    assert rows[2] == "| `SchNet` | cutoff 5.0, compiled | 1,000 | 10 | 300 | 1.0 | 29.0 |"
+    assert "PaiNN" in rows[3]
+    learning.draw(tmp_path / "learning.png")
+    assert (tmp_path / "learning.png").stat().st_size > 10_000

@@ -88,6 +88,17 @@ def test_half_precision(model: Potential, dtype: torch.dtype) -> None:
     assert actual.forces.isfinite().all()
 
 
+def test_autocast(model: Potential) -> None:
+    """Forces under autocast to bfloat16, and the gradient of their loss."""
+    expected = model(graph(*FORMALDEHYDE)).forces
+    model.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        forces = model(graph(*FORMALDEHYDE)).forces
+        forces.square().sum().backward()
+    assert (forces - expected).norm() < 0.2 * expected.norm() + 1e-6
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
 @pytest.mark.parametrize("number", [0, -1, 150])
 def test_no_such_element(number: int) -> None:
     with pytest.raises(ValueError, match=f"atom 1 has the atomic number {number}: there are 1 to 118"):

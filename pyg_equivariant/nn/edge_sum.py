@@ -171,7 +171,7 @@ def _reference(
             known = rows[out]
             rows[out] = product * factor if known is None else known + product * factor
     message = torch.stack([torch.zeros_like(x_j[:, 0]) if part is None else part for part in rows], 1)
-    return x.new_zeros(len(x), table.num_out, x.shape[2]).index_add(0, target, message)
+    return message.new_zeros(len(x), table.num_out, x.shape[2]).index_add(0, target, message)
 
 
 # The kernel and its derivatives, as operations that autograd and the compiler know.

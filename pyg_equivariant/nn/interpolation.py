@@ -37,8 +37,9 @@ def radial_nodes(
 ) -> tuple[Float[Tensor, " R"], Interpolation | None]:
     """Lengths at which filters shall be computed, and how to interpolate.
 
-    These are the given lengths, with nothing to interpolate, in float64, on a GPU, for an infinite cutoff, or where
-    there are too few to gain anything. The nodes lie in [0, cutoff]: a function that vanishes at the cutoff
+    These are the given lengths, with nothing to interpolate, in float64, on a GPU, for an infinite cutoff, where there
+    are too few to gain anything, or where products of matrices have fewer digits than float32, which slopes between
+    nodes would show. The nodes lie in [0, cutoff]: a function that vanishes at the cutoff
     does so between nodes too. A length beyond the cutoff counts as the cutoff.
 
     Args:
@@ -54,7 +55,8 @@ def radial_nodes(
         >>> len(nodes), (interpolate(nodes.cos().unsqueeze(1), table)[:, 0] - length.cos()).abs().max() < 1e-6
         (161, tensor(True))
     """
-    if not (math.isfinite(cutoff) and length.dtype == torch.float32 and runs_on(length)):
+    exact = length.dtype == torch.float32 and _full_products() and not torch.is_autocast_enabled("cpu")
+    if not (exact and math.isfinite(cutoff) and runs_on(length)):
         return length, None
     intervals = max(128, 8 * num_basis)
     if num_edges < 4 * intervals:
@@ -62,9 +64,14 @@ def radial_nodes(
     spacing = math.floor(2**18 * cutoff / intervals) / 2**18  # of so few binary digits that all nodes are exact
     count = torch.arange(intervals + 1, device=length.device, dtype=length.dtype)
     length = length.clamp(max=cutoff)
-    start = ((length.detach() / spacing).floor() - (POINTS // 2 - 1)).clamp(0, intervals + 1 - POINTS)
+    start = ((length.detach() / spacing).floor() - (POINTS // 2 - 1)).clamp(0, intervals + 1 - POINTS).nan_to_num()
     nodes, place = count * spacing, (length - start * spacing) / spacing
     return nodes, Interpolation(_lagrange(place), start.long())
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _full_products() -> bool:
+    return torch.get_float32_matmul_precision() == "highest"
 
 
 def interpolate(values: Float[Tensor, "R *W"], table: Interpolation | None) -> Float[Tensor, "P *W"]:

@@ -111,6 +111,30 @@ def test_where_lengths_themselves_are_taken(length: Tensor, cutoff: float, num_e
     assert interpolate(length, known) is length
 
 
+def test_lengths_that_are_no_numbers_stay_so() -> None:
+    length = torch.cat([lengths(), torch.tensor([math.nan])])
+    nodes, known = radial_nodes(length, 5.0, 20, 6000)
+    y = interpolate(nodes.unsqueeze(1), known)
+    assert y[-1].isnan().all()
+    assert y[:-1].isfinite().all()
+
+
+def test_lower_precision_does_not_interpolate() -> None:
+    """Slopes between nodes would multiply its rounding by some hundred."""
+    model = Potential(SchNet(8, 1, cutoff=4.0)).eval()
+    data = RadiusGraph(4.0)(example_molecule(90, spread=2.0))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert radial_nodes(lengths(), 5.0, 20, 6000)[1] is None
+        lower = model(data).forces
+    expected = model(data).forces
+    assert (lower - expected).norm() < 0.1 * expected.norm()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert radial_nodes(lengths(), 5.0, 20, 6000)[1] is None
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_nodes_that_are_not_there_are_refused() -> None:
     with pytest.raises(IndexError, match="beyond its 5 nodes"):
         interpolate(torch.ones(5, 2, dtype=torch.float64), table())

@@ -134,8 +134,9 @@ def draw(file: Path) -> None:
         seconds, error = [point["seconds"] for point in curve], [point["val/forces_mae"] for point in curve]
         left.plot(seconds, error, linewidth=1, label=f"{row['name']}  {_mae(row, 'forces'):.1f}", **style)
         right.plot(_milliseconds(row), _mae(row, "forces"), "o", markersize=5, color=style["color"])
-        right.annotate(f" {row['name']}", (_milliseconds(row), _mae(row, "forces")), fontsize=7)
-    left.set(xlabel="seconds of training", ylabel="MAE of the forces (validation), meV/Å", yscale="log")
+        point, offset = (_milliseconds(row), _mae(row, "forces")), (4, 2 if place % 2 else -7)
+        right.annotate(row["name"], point, offset, textcoords="offset points", fontsize=7)
+    left.set(xlabel="seconds of training", ylabel="MAE of the forces (validation), meV/Å", yscale="log", ylim=(5, 1000))
     right.set(xlabel="ms a step of 5 ethanols", ylabel="MAE of the forces (test), meV/Å", xscale="log", yscale="log")
     right.set_xticks([10, 20, 50, 100, 200, 500], ["10", "20", "50", "100", "200", "500"])
     right.xaxis.set_minor_formatter(NullFormatter())

@@ -25,7 +25,7 @@ from pyg_equivariant import models
 
 FOLDER = Path(__file__).parent / "learning"
 FIGURE = Path(__file__).parents[1] / "docs" / "learning.png"
-DATA = "[1, 6, 8]"  # elements, of which some models have a matrix each
+ELEMENTS = "[1, 6, 8]"  # some models have a matrix of each
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "RadialField": {"cutoff": 5.0, "compile": True},
@@ -43,7 +43,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "num_layers": 3,
         "lmax": 2,
         "lmax_out": 0,
-        "elements": DATA,
+        "elements": ELEMENTS,
         "lr": 4e-3,
         "compile": True,
     },
@@ -52,7 +52,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "Cormorant": {},
     "DimeNet": {"lr": 1e-3},
     "LieResNet": {"channels": 256, "num_layers": 4, "cutoff": 5.0, "lr": 1e-3},
-    "MACE": {"channels": 32, "lmax": 1, "lmax_out": 0, "elements": DATA, "lr": 5e-3},
+    "MACE": {"channels": 32, "lmax": 1, "lmax_out": 0, "elements": ELEMENTS, "lr": 5e-3},
     "ViSNet": {"channels": 64, "num_layers": 4, "lmax": 1, "lr": 1e-3},
     "SE3Transformer": {"channels": 16, "num_layers": 3, "lmax": 2, "lmax_out": 0, "num_heads": 4, "lr": 1e-3},
     "Equiformer": {"channels": 32, "num_layers": 3, "lmax": 2, "hidden": 32, "lr": 1e-3},

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import jaxtyping
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 from pyg_equivariant.data import RadiusGraph
 from pyg_equivariant.models import NequIP, SchNet
 from pyg_equivariant.models.base import Representation
+from pyg_equivariant.nn import interpolation
 from pyg_equivariant.nn.cutoff import PolynomialCutoff
 from pyg_equivariant.nn.interpolation import Interpolation, interpolate, radial_nodes
 from pyg_equivariant.nn.native import kernels
@@ -146,11 +148,23 @@ MODELS = [
 ]
 
 
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the kernels were asked to do: without it, models that never interpolate would pass."""
+    names, run = [], interpolation._run
+
+    def spy(name: str, *rest: Any) -> Tensor:
+        names.append(name)
+        return run(name, *rest)
+
+    monkeypatch.setattr(interpolation, "_run", spy)
+    return names
+
+
 @pytest.mark.parametrize("representation", MODELS, ids=lambda model: type(model).__name__)
-def test_models_that_interpolate(representation: Representation) -> None:
+def test_models_that_interpolate(representation: Representation, calls: list[str]) -> None:
     """Forces and the gradient of their loss, in float32 and interpolated, are those of float64, which is neither."""
     data = RadiusGraph(4.0)(example_molecule(90, spread=2.0))
-    assert data.edge_index.shape[1] > 4 * 129
     model = Potential(copy.deepcopy(representation)).train()
     outcomes = []
     for potential in (model.float(), copy.deepcopy(model).double()):
@@ -158,11 +172,13 @@ def test_models_that_interpolate(representation: Representation) -> None:
         prediction.forces.square().sum().backward()
         gradient = torch.cat([p.grad.flatten() for p in potential.parameters() if p.grad is not None])
         outcomes.append((prediction.forces.detach().double(), gradient.double()))
+        assert set(calls) == ({"read", "put", "dot"} if potential is model else set())
+        calls.clear()
     for single, double in zip(*outcomes, strict=True):
         assert (single - double).norm() < 1e-4 * double.norm()
 
 
-def test_compiled_models_interpolate(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_models_interpolate(monkeypatch: pytest.MonkeyPatch, calls: list[str]) -> None:
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its checks cannot be traced
     data = RadiusGraph(4.0)(example_molecule(90, spread=2.0))
     model = Potential(SchNet(16, 1, cutoff=4.0)).train()
@@ -171,9 +187,11 @@ def test_compiled_models_interpolate(monkeypatch: pytest.MonkeyPatch) -> None:
         if compiled:
             model.compile(backend="aot_eager")
         model.zero_grad()
+        calls.clear()
         prediction = model(data)
         prediction.forces.square().sum().backward()
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
         outcomes.append([prediction.forces.detach(), *gradients])
+        assert set(calls) == {"read", "put", "dot"}
     for eager, once in zip(*outcomes, strict=True):
         assert (once - eager).norm() <= 1e-4 * eager.norm()

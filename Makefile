@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := dev,qm9,xtb
-PARITY := allegro egnn mace nequip schnetpack torchmdnet
+PARITY := allegro egnn mace nequip schnetpack se3_transformer torchmdnet
 
 .PHONY: quickstart test lint types peers parity clean
 

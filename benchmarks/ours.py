@@ -11,11 +11,21 @@ from pyg_equivariant.potential import Potential
 
 
 class Ours(Contestant):
-    """A representation under an energy head."""
+    """A representation under an energy head; for evaluation frozen, as in the calculator."""
 
-    def __init__(self, representation: Representation, forces: bool = True, mode: str = "eager") -> None:
-        self.model: Potential = Potential(representation, forces=forces)
-        if mode == "compiled":
+    def __init__(
+        self,
+        representation: Representation,
+        forces: bool = True,
+        mode: str = "eager",
+        *,
+        train: bool = True,
+        device: str = "cpu",
+    ) -> None:
+        self.model: Potential = Potential(representation, forces=forces).to(device)
+        if not train:
+            self.model = self.model.frozen(compile=mode == "compiled")
+        elif mode == "compiled":
             self.model.compile()
 
     def inputs(self, case: Case) -> Batch:

@@ -24,19 +24,18 @@ class Worker:
     def __init__(self, name: str, model: str, side: str, mode: str, folder: Path, device: str) -> None:
         self.peer, self.duel, self.side, self.mode = name, peer(name).MODELS[model], side, mode
         self.folder, self.device = folder, device
-        self.contestants: dict[bool, Contestant] = {}
+        self.contestants: dict[tuple[bool, bool], Contestant] = {}
         self.steps: dict[str, Callable[[], object]] = {}
 
     def prepare(self, case: str) -> dict[str, Any]:
         """Builds the step of a case; says what it cost and needs."""
         start = time.perf_counter()
         inputs = Case.load(self.folder / f"{case}.npz", self.device)
-        if inputs.with_forces not in self.contestants:
+        kind = inputs.with_forces, inputs.train
+        if kind not in self.contestants:
             torch.manual_seed(0)
-            contestant = contestant_of(self.duel, self.side, inputs.with_forces, self.mode)
-            contestant.model.to(self.device)
-            self.contestants[inputs.with_forces] = contestant
-        contestant = self.contestants[inputs.with_forces]
+            self.contestants[kind] = contestant_of(self.duel, self.side, *kind, self.mode, self.device)
+        contestant = self.contestants[kind]
         step = self.steps[case] = make_step(contestant, inputs)
         energy, forces = step()
         first = time.perf_counter() - start
@@ -62,16 +61,18 @@ class Worker:
         return {"python": platform.python_version()} | {name: version(name) for name in sorted(names)}
 
 
-def contestant_of(duel: Duel, side: str, forces: bool, mode: str) -> Contestant:
+def contestant_of(duel: Duel, side: str, forces: bool, train: bool, mode: str, device: str) -> Contestant:
     """One side's model."""
     if side != "ours":
-        return duel.theirs(forces, mode)
+        contestant = duel.theirs(forces, mode)
+        contestant.model.to(device)
+        return contestant
     from benchmarks.ours import Ours
     from pyg_equivariant import models
 
     if not hasattr(models, duel.ours):
         raise LookupError(f"there is no {duel.ours} in pyg_equivariant.models")
-    return Ours(duel.build(getattr(models, duel.ours)), forces, mode)
+    return Ours(duel.build(getattr(models, duel.ours)), forces, mode, train=train, device=device)
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Models: a representation, its heads, and the derivatives of the energy."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -19,6 +20,7 @@ from pyg_equivariant.models.base import Representation
 from pyg_equivariant.nn.configurable import Configurable, build, describe
 from pyg_equivariant.nn.conv import segment_sum
 from pyg_equivariant.nn.embedding import MAX_Z
+from pyg_equivariant.nn.interpolation import Table
 from pyg_equivariant.priors import Prior
 from pyg_equivariant.typing import Graph, Prediction
 
@@ -164,6 +166,22 @@ class Predictor(Configurable):
         x = self.features(graph)
         return Prediction(properties={name: head(x, graph) for name, head in self.heads.items()})
 
+    def frozen(self: _Model, *, compile: bool = False) -> _Model:
+        """A copy for simulations, whose weights and modules must not change any more.
+
+        In float32 on a CPU networks of the edges' lengths are tabulated, see :meth:`Representation.tabulate`: forces
+        change by 10⁻⁵ of their size. The copy can be neither trained nor saved.
+
+        Args:
+            compile: Whether to :meth:`compile` it, without the checks whether anything in it has changed.
+        """
+        model = copy.deepcopy(self).eval().requires_grad_(False)
+        with torch.no_grad():
+            model.representation.tabulate()
+        if compile:
+            model.compile(options={"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe})
+        return model
+
     def compile(self, **options: Any) -> None:
         """Compiles the whole step, derivatives included, on its next call.
 
@@ -202,8 +220,13 @@ class Predictor(Configurable):
         Args:
             path: A ``*.safetensors`` file, which holds the JSON in its header, or else a folder, which is
                 made and gets ``model.safetensors`` and ``config.json``.
+
+        Raises:
+            ValueError: for a :meth:`frozen` copy, which lacks the networks that it was tabulated from.
         """
         path = Path(path)
+        if any(isinstance(module, Table) for module in self.modules()):
+            raise ValueError(f"{path} was not written: a frozen model cannot be saved, save the one it was made from")
         document = json.dumps(
             {"model": describe(self), "metadata": dataclasses.asdict(self.metadata)}, indent=2, ensure_ascii=False
         )

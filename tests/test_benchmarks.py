@@ -24,6 +24,7 @@ from benchmarks.steps import make_step, measure, peak_memory
 from pyg_equivariant import models
 from pyg_equivariant.models import NequIP, PaiNN, SchNet
 from pyg_equivariant.models.base import Representation
+from pyg_equivariant.training.cli import main
 
 METHANOL, WATER = ase.build.molecule("CH3OH"), ase.build.molecule("H2O")
 
@@ -274,10 +275,13 @@ def test_all_architectures_are_to_learn() -> None:
     assert set(learning.SETTINGS) == set(models.__all__)
 
 
-@pytest.mark.parametrize("name", learning.SETTINGS)
-def test_settings_of_learning_fit_the_architecture(name: str) -> None:
+LEARNT = [("ethanol", name) for name in learning.SETTINGS] + [("qm9", "NequIP"), ("qm9", "MACE")]  # other elements
+
+
+@pytest.mark.parametrize(("data", "name"), LEARNT)
+def test_settings_of_learning_fit_the_architecture(data: str, name: str) -> None:
     """The command names settings that exist, and its model predicts."""
-    options = learning.arguments(name, learning.SETTINGS[name])
+    options = learning.arguments(learning.DATA[data], name)
     prefix = "--model.representation."
     pairs = zip(options[::2], options[1::2], strict=True)
     settings = {key.removeprefix(prefix): yaml.safe_load(value) for key, value in pairs if key.startswith(prefix)}
@@ -288,15 +292,71 @@ def test_settings_of_learning_fit_the_architecture(name: str) -> None:
     assert forces.isfinite().all()
 
 
-def test_table_and_figure_of_learning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learning, "FOLDER", tmp_path)
-    for place, name in enumerate(("PaiNN", "SchNet")):
-        curve = [{"step": 100.0 * k, "seconds": 50.0 + k, "val/forces_mae": 90.0 / k} for k in (1, 2, 3)]
-        test = [{"quantity": "energy", "mae": 2.0 - place}, {"quantity": "forces", "mae": 30.0 - place}]
-        row = {"name": name, "parameters": 1000, "steps": 300, "test": test, "learning_curve": curve}
-        (tmp_path / f"{name}.json").write_text(json.dumps(row))
-    rows = learning.table().splitlines()
-    assert rows[2] == "| `SchNet` | cutoff 5.0, compiled | 1,000 | 10 | 300 | 1.0 | 29.0 |"
-    assert "PaiNN" in rows[3]
-    learning.draw(tmp_path / "learning.png")
+@pytest.mark.parametrize("data", learning.DATA)
+def test_options_of_learning_are_those_of_fit(data: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = learning.arguments(learning.DATA[data], "NequIP", compile=False)
+    assert main(["fit", *words, "--trainer.val_check_interval", "00:00:00:48", "--print_config"]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["model"]["init_args"]["lr"] == 4e-3, "that of the model goes before that of the data"
+    assert not config["model"]["init_args"]["compile"]
+    assert config["data"]["init_args"]["batch_size"] == int(learning.DATA[data].step.split()[0])
+
+
+def learnt(data: learning.Data, name: str, place: int, points: int = 3) -> dict[str, Any]:
+    """A file's contents, less what is not shown."""
+    curve = [
+        {"step": 100.0 * k, "seconds": 50.0 + k, **{f"val/{quantity}_mae": 90.0 / k for quantity in data.errors}}
+        for k in range(1, points + 1)
+    ]
+    test = [{"quantity": quantity, "mae": 30.0 - place} for quantity in data.errors]
+    command = " ".join(learning.arguments(data, name))
+    row = {"name": name, "command": command, "parameters": 1000, "steps": 300, "test": test}
+    return row | {"learning_curve": curve}
+
+
+@pytest.mark.parametrize(
+    ("data", "row"),
+    [
+        ("ethanol", "| `SchNet` | cutoff 5.0, compiled | 1,000 | 10 | 300 | 29.0 | 29.0 |"),
+        ("qm9", "| `SchNet` | cutoff 5.0, compiled | 1,000 | 10 | 300 | 9,600 | 29.0 |"),
+    ],
+)
+def test_table_and_figure_of_learning(data: str, row: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = learning.DATA[data]
+    for place, name in enumerate(("TensorNet", "SchNet")):
+        (tmp_path / f"{name}.json").write_text(json.dumps(learnt(chosen, name, place)))
+    (tmp_path / "EQGAT.json").write_text(json.dumps(learnt(chosen, "EQGAT", -1, points=1)))  # no two to take a time of
+    learning.show(chosen, tmp_path)
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[2] == row, "the best comes first"
+    assert "`TensorNet` | channels 64, eager |" in rows[3]
+    assert "| nan |" in rows[4]
     assert (tmp_path / "learning.png").stat().st_size > 10_000
+
+
+def test_lr_of_all_models_is_not_shown() -> None:
+    assert "lr 0.001" in learning.table(learning.DATA["ethanol"], [learnt(learning.DATA["ethanol"], "EQGAT", 0)])
+    assert "| eager |" in learning.table(learning.DATA["qm9"], [learnt(learning.DATA["qm9"], "EQGAT", 0)])
+
+
+def test_learning_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    trained = []
+
+    def train(data: learning.Data, name: str, words: list[str], *rest: Any) -> None:
+        trained.append((name, "--model.compile true" in " ".join(words)))
+        (tmp_path / f"{name}.json").write_text(json.dumps(learnt(data, name, 0)))
+
+    monkeypatch.setattr(learning, "train", train)
+    monkeypatch.setattr(learning, "_startup", lambda data, threads: 0.0)
+    command = ["learning", "--data", "qm9", "--threads", str(torch.get_num_threads()), "--folder", str(tmp_path)]
+    for more in (["--models", "PaiNN"], ["--models", "PaiNN", "SchNet", "--resume", "--no-compile"], ["--show"]):
+        monkeypatch.setattr(sys, "argv", [*command, *more])
+        learning.main()
+    assert trained == [("PaiNN", True), ("SchNet", False)]
+    assert capsys.readouterr().out.count("`PaiNN`") == 3
+
+
+def test_learning_refuses_a_budget_without_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learning, "_startup", lambda data, threads: 9.0)
+    with pytest.raises(ValueError, match="needs 9 s before its first step"):
+        learning.train(learning.DATA["qm9"], "PaiNN", [], 9.5, 1, "", tmp_path)

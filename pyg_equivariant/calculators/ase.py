@@ -122,9 +122,7 @@ class PygEquivariantCalculator(Calculator):
         super().__init__()
         if isinstance(model, str | Path):
             model = Potential.load(model)
-        self.model = copy.deepcopy(model).to(device=device, dtype=dtype).eval()  # its switches are turned below
-        if compile:
-            self.model.compile()
+        self.model = copy.deepcopy(model).to(device=device, dtype=dtype).frozen(compile=compile)
         self.neighbors = VerletList(model.cutoff, skin)
         named = [name for name in ("dipole", "charges") if name in model.quantities]
         self.implemented_properties = ["energy", "free_energy", "energies", "forces", "stress", *named]

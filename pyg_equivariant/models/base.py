@@ -62,6 +62,14 @@ class Representation(Configurable, ABC):
             edge_vec: ``r_j − r_i`` in Å.
         """
 
+    def tabulate(self) -> None:
+        """Computes filters of the edges' lengths once and for all, for weights that do not change any more.
+
+        Changes nothing in a model that is not float32 on a CPU, or has no networks of the lengths alone. What is
+        tabulated can be neither trained nor saved.
+        """
+        return
+
     def turn(self, rotation: Float[Tensor, "3 3"]) -> None:
         """Rotates what the model drew at random, where its group is 'SE(3) in distribution'."""
         raise NotImplementedError(f"{type(self).__name__} draws nothing at random")

@@ -14,7 +14,7 @@ from pyg_equivariant.nn.cutoff import Cutoff, PolynomialCutoff
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.gate import SILU_SCALE, Gate
 from pyg_equivariant.nn.geometry import safe_norm
-from pyg_equivariant.nn.interpolation import Interpolation, interpolate, radial_nodes
+from pyg_equivariant.nn.interpolation import Interpolation, RadialNodes, interpolate, tabulate_filter
 from pyg_equivariant.nn.linear import DegreeLinear, ElementLinear
 from pyg_equivariant.nn.mlp import MLP
 from pyg_equivariant.nn.pairs import find_pairs
@@ -165,6 +165,7 @@ class NequIP(Representation):
         self.lmax_sh = lmax
         self.embedding = AtomEmbedding(channels)
         self.radial = radial or TrainableBesselBasis(8, cutoff)
+        self.nodes = RadialNodes(cutoff, self.radial.num_basis)
         self.envelope = envelope or PolynomialCutoff(cutoff)
         self.layers = nn.ModuleList()
         lmax_in, parity_in = 0, 1
@@ -194,10 +195,22 @@ class NequIP(Representation):
         """See :meth:`Representation.forward`."""
         pairs = find_pairs(edge_index, edge_vec)
         length = safe_norm(edge_vec.index_select(0, pairs.first))
-        nodes, table = radial_nodes(length, self.cutoff, self.radial.num_basis, edge_index.shape[1])
-        edge_rbf = stored(self.radial(nodes) * self.envelope(nodes).unsqueeze(-1))
+        nodes, table = self.nodes(length, edge_index.shape[1])
+        edge_rbf = stored(self._basis(nodes))
         edge_sh = spherical_harmonics(edge_vec, self.lmax_sh)
         x: Tensor = self.embedding(z)[:, None, None]
         for layer in self.layers:
             x = layer(x, z, edge_index, edge_rbf, edge_sh, pairs.of, table)
         return x
+
+    def tabulate(self) -> None:
+        """See :meth:`Representation.tabulate`."""
+        nodes = self.nodes.fix(self.embedding.weight)
+        if nodes is not None:
+            edge_rbf = self._basis(nodes)
+            for layer in self.layers:
+                tabulate_filter(layer, edge_rbf)
+
+    def _basis(self, length: Float[Tensor, " R"]) -> Float[Tensor, "R K"]:
+        basis: Tensor = self.radial(length) * self.envelope(length).unsqueeze(-1)
+        return basis

@@ -12,6 +12,7 @@ from pyg_equivariant.nn.edge_sum import CONSTANT, Term
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.filter import LinearFilter, by_column
 from pyg_equivariant.nn.geometry import safe_norm, unit_vectors
+from pyg_equivariant.nn.interpolation import Interpolation, RadialNodes, interpolate
 from pyg_equivariant.nn.mlp import MLP, dense
 from pyg_equivariant.nn.pairs import find_pairs
 from pyg_equivariant.nn.radial import GaussianBasis, RadialBasis
@@ -51,8 +52,9 @@ class PaiNNConv(EdgeSumConv):
         vector: Float[Tensor, "N 3 C"],
         edge_index: Int[Tensor, "2 E"],
         edge_dir: Float[Tensor, "E 3"],
-        edge_rbf: Float[Tensor, "P K"],
+        edge_rbf: Float[Tensor, "R K"],
         pair: Int[Tensor, " E"] | None = None,
+        table: Interpolation | None = None,
     ) -> tuple[Float[Tensor, "N C"], Float[Tensor, "N 3 C"]]:
         """The updates of scalars and vectors.
 
@@ -61,11 +63,12 @@ class PaiNNConv(EdgeSumConv):
             vector: Vectors of the atoms.
             edge_index: Sources j and targets i.
             edge_dir: Unit vectors from i to j.
-            edge_rbf: Radial basis, zero from the cutoff on.
+            edge_rbf: Radial basis, zero from the cutoff on; of the edges, or of the nodes of ``table``.
             pair: Which row of ``edge_rbf`` an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own if not given.
+            table: How the filters between nodes follow, see :mod:`~pyg_equivariant.nn.interpolation`.
         """
         s, vv, vs = self.context(scalar).unsqueeze(1).chunk(3, -1)
-        weight = self.filter(edge_rbf).unflatten(1, (3, -1))
+        weight = interpolate(self.filter(edge_rbf), table).unflatten(1, (3, -1))
         sent = torch.cat([s, vector * vv, vs], 1)
         ds, dv = self.message_and_aggregate(edge_index, sent, weight, edge_dir, pair).split([1, 3], 1)
         return ds.squeeze(1), dv
@@ -126,6 +129,7 @@ class PaiNN(Representation):
         super().__init__(channels, cutoff, lmax=1)
         self.embedding = AtomEmbedding(channels)
         self.radial = radial or GaussianBasis(20, cutoff)
+        self.nodes = RadialNodes(cutoff, self.radial.num_basis)
         self.envelope = CosineCutoff(cutoff)
         self.convs = nn.ModuleList(PaiNNConv(channels, self.radial.num_basis) for _ in range(num_layers))
         self.updates = nn.ModuleList(PaiNNUpdate(channels) for _ in range(num_layers))
@@ -140,12 +144,13 @@ class PaiNN(Representation):
         edge_len = safe_norm(edge_vec)
         pairs = find_pairs(edge_index, edge_vec)
         length = edge_len.index_select(0, pairs.first)
+        nodes, table = self.nodes(length, edge_index.shape[1])
         edge_dir = stored(unit_vectors(edge_vec, edge_len))
-        edge_rbf = by_column(self.radial(length) * self.envelope(length).unsqueeze(-1))
+        edge_rbf = by_column(self.radial(nodes) * self.envelope(nodes).unsqueeze(-1))
         scalar: Tensor = self.embedding(z)
         vector = scalar.new_zeros(len(z), 3, self.channels)
         for conv, update in zip(self.convs, self.updates, strict=True):
-            ds, dv = conv(scalar, vector, edge_index, edge_dir, edge_rbf, pairs.of)
+            ds, dv = conv(scalar, vector, edge_index, edge_dir, edge_rbf, pairs.of, table)
             scalar, vector = scalar + ds, vector + dv
             ds, dv = update(scalar, vector)
             scalar, vector = scalar + ds, vector + dv

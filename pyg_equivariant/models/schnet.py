@@ -11,7 +11,7 @@ from pyg_equivariant.nn.cutoff import CosineCutoff
 from pyg_equivariant.nn.edge_sum import CONSTANT, Term
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.geometry import safe_norm
-from pyg_equivariant.nn.interpolation import Interpolation, interpolate, radial_nodes
+from pyg_equivariant.nn.interpolation import Interpolation, RadialNodes, interpolate, tabulate_filter
 from pyg_equivariant.nn.mlp import MLP, dense
 from pyg_equivariant.nn.pairs import find_pairs
 from pyg_equivariant.nn.radial import GaussianBasis, RadialBasis
@@ -122,6 +122,7 @@ class SchNet(Representation):
         super().__init__(channels, cutoff)
         self.embedding = AtomEmbedding(channels)
         self.radial = radial or GaussianBasis(50, cutoff)
+        self.nodes = RadialNodes(cutoff, self.radial.num_basis)
         self.envelope = CosineCutoff(cutoff)
         self.blocks = nn.ModuleList(SchNetBlock(channels, self.radial.num_basis) for _ in range(num_layers))
 
@@ -134,9 +135,18 @@ class SchNet(Representation):
         """Scalars of the atoms; the arguments are those of :class:`Representation`."""
         pairs = find_pairs(edge_index, edge_vec)
         edge_len = safe_norm(edge_vec.index_select(0, pairs.first))
-        nodes, table = radial_nodes(edge_len, self.cutoff, self.radial.num_basis, edge_index.shape[1])
+        nodes, table = self.nodes(edge_len, edge_index.shape[1])
         edge_rbf, edge_env = stored(self.radial(nodes)), stored(self.envelope(edge_len))
         x: Tensor = self.embedding(z)
         for block in self.blocks:
             x = x + block(x, edge_index, edge_rbf, edge_env, pairs.of, table)
         return x[:, None, None]
+
+    def tabulate(self) -> None:
+        """See :meth:`Representation.tabulate`."""
+        nodes = self.nodes.fix(self.embedding.weight)
+        if nodes is not None:
+            edge_rbf = self.radial(nodes)
+            for block in self.blocks:
+                assert isinstance(block, SchNetBlock)
+                tabulate_filter(block.conv, edge_rbf)

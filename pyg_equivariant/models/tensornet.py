@@ -16,6 +16,7 @@ from pyg_equivariant.nn.edge_sum import CONSTANT, Term
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.expnormal import ExpNormalBasis
 from pyg_equivariant.nn.geometry import safe_norm
+from pyg_equivariant.nn.interpolation import Interpolation, RadialNodes, interpolate, tabulate_filter
 from pyg_equivariant.nn.linear import DegreeLinear
 from pyg_equivariant.nn.loops import with_loops
 from pyg_equivariant.nn.pairs import find_pairs
@@ -119,8 +120,9 @@ class TensorNetEmbedding(EdgeSumConv):
         z: Int[Tensor, " N"],
         edge_index: Int[Tensor, "2 E"],
         edge_sh: Float[Tensor, "E 9"],
-        edge_rbf: Float[Tensor, "P K"],
+        edge_rbf: Float[Tensor, "R K"],
         pair: Int[Tensor, " E"] | None = None,
+        table: Interpolation | None = None,
     ) -> Float[Tensor, "N 9 C"]:
         r"""The matrices of the atoms.
 
@@ -128,13 +130,15 @@ class TensorNetEmbedding(EdgeSumConv):
             z: Atomic numbers.
             edge_index: Sources j and targets i.
             edge_sh: Components of :math:`1 + [\hat r_{ij}]_× + (\hat r_{ij} \hat r_{ij}^T − ⅓)`.
-            edge_rbf: Radial basis under its envelope, and the envelope for a bias.
+            edge_rbf: Radial basis under its envelope, and the envelope for a bias; of the edges, or of the nodes of
+                ``table``.
             pair: Which row of ``edge_rbf`` an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own if not given.
+            table: How the filters between nodes follow, see :mod:`~pyg_equivariant.nn.interpolation`.
         """
         e = self.embedding(z)
         of_target, of_source = self.pair.weight.chunk(2, 1)
         source = functional.linear(e, of_source)
-        weight = self.filter(edge_rbf).unflatten(1, (3, -1))
+        weight = interpolate(self.filter(edge_rbf), table).unflatten(1, (3, -1))
         sent = torch.stack([source, torch.ones_like(source)], 1)
         of_sources, of_ones = self.message_and_aggregate(edge_index, sent, weight, edge_sh, pair).chunk(2, 1)
         x = of_sources + functional.linear(e, of_target, self.pair.bias).unsqueeze(1) * of_ones
@@ -176,21 +180,23 @@ class TensorNetConv(EdgeSumConv):
         self,
         x: Float[Tensor, "N 9 C"],
         edge_index: Int[Tensor, "2 E"],
-        edge_rbf: Float[Tensor, "P K"],
+        edge_rbf: Float[Tensor, "R K"],
         envelope: Float[Tensor, " P"],
         pair: Int[Tensor, " E"] | None = None,
+        table: Interpolation | None = None,
     ) -> Float[Tensor, "N 9 C"]:
         """The new matrices.
 
         Args:
             x: Matrices of the atoms.
             edge_index: Sources j and targets i.
-            edge_rbf: Radial basis.
-            envelope: Zero from the cutoff on.
+            edge_rbf: Radial basis of the edges, or of the nodes of ``table``.
+            envelope: Of the edges, zero from the cutoff on.
             pair: Which row of ``edge_rbf`` and ``envelope`` an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own
                 if not given.
+            table: How the filters between nodes follow, see :mod:`~pyg_equivariant.nn.interpolation`.
         """
-        weight = (self.filter(edge_rbf) * envelope.unsqueeze(-1)).unflatten(1, (3, -1))
+        weight = (interpolate(self.filter(edge_rbf), table) * envelope.unsqueeze(-1)).unflatten(1, (3, -1))
         x = _bounded(x)
         y = _mix(self.linear_in, x)
         received = self.message_and_aggregate(edge_index, y, weight, pair=pair)
@@ -243,6 +249,7 @@ class TensorNet(Representation):
     ) -> None:
         super().__init__(channels, cutoff, lmax=LMAX)
         self.radial = radial or ExpNormalBasis(32, cutoff)
+        self.nodes = RadialNodes(cutoff, self.radial.num_basis)
         self.envelope = CosineCutoff(cutoff)
         num_basis = self.radial.num_basis
         self.embedding = TensorNetEmbedding(channels, num_basis + 1)
@@ -261,13 +268,28 @@ class TensorNet(Representation):
         edge_index, edge_vec = with_loops(edge_index, edge_vec, len(z))
         pairs = find_pairs(edge_index, edge_vec)
         length = safe_norm(edge_vec.index_select(0, pairs.first))
-        envelope = stored(self.envelope(length))
-        edge_rbf = stored(self.radial(length) * envelope.unsqueeze(-1))
+        nodes, table = self.nodes(length, edge_index.shape[1])
+        edge_rbf, with_bias = self._bases(nodes)
         edge_sh = stored(spherical_harmonics(edge_vec, LMAX) * self.matrices.per_harmonic)
-        with_bias = torch.cat([edge_rbf, torch.ones_like(edge_rbf[:, :1])], -1) * envelope.unsqueeze(-1)
-        x = self.embedding(z, edge_index, edge_sh, with_bias, pairs.of)
+        envelope = stored(self.envelope(length))
+        x = self.embedding(z, edge_index, edge_sh, with_bias, pairs.of, table)
         for conv in self.convs:
-            x = conv(x, edge_index, edge_rbf, envelope, pairs.of)
+            x = conv(x, edge_index, edge_rbf, envelope, pairs.of, table)
         squares = torch.cat([part.square().sum(1) for part in _by_degree(x)], -1)
         scalar = functional.silu(self.out(self.norm(squares))).unsqueeze(1)
         return torch.cat([scalar, x[:, 1:]], 1).unsqueeze(1)
+
+    def tabulate(self) -> None:
+        """See :meth:`Representation.tabulate`."""
+        nodes = self.nodes.fix(self.out.weight)
+        if nodes is not None:
+            edge_rbf, with_bias = self._bases(nodes)
+            tabulate_filter(self.embedding, with_bias)
+            for conv in self.convs:
+                tabulate_filter(conv, edge_rbf)
+
+    def _bases(self, length: Float[Tensor, " R"]) -> tuple[Float[Tensor, "R K"], Float[Tensor, "R K1"]]:
+        """Under the envelope, for the interactions, and twice under it and with a bias, for the embedding."""
+        envelope = self.envelope(length).unsqueeze(-1)
+        edge_rbf = stored(self.radial(length) * envelope)
+        return edge_rbf, torch.cat([edge_rbf, torch.ones_like(envelope)], -1) * envelope

@@ -1,6 +1,7 @@
 """Sums over edges of products of features, geometry and filters: the inner loop of nearly all models."""
 
 import ctypes
+import functools
 import hashlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -119,9 +120,12 @@ class _Table:
         self.num_sh = 1 + max(term.sh for term in terms)
         self.num_weight = 1 + max(term.weight for term in terms)
 
-    def pack(self, x: Tensor, edge_sh: Tensor, weight: Tensor) -> Any:
-        """What the kernel reads."""
-        numbers = len(self.groups), self.num_terms, x.shape[1], weight.shape[1], self.num_out, edge_sh.shape[1]
+    @functools.lru_cache(maxsize=64)  # noqa: B019  (tables live as long as the program)
+    def pack(self, x_rows: int, weight_rows: int, columns: int) -> Any:
+        """What the kernel reads, for features, filters and geometry of these sizes."""
+        if x_rows < self.num_x or weight_rows < self.num_weight or columns < self.num_sh:
+            return None
+        numbers = len(self.groups), self.num_terms, x_rows, weight_rows, self.num_out, columns
         where = [ctypes.addressof(array) for array in self.integers]
         return (ctypes.c_int64 * 13)(*numbers, *where, ctypes.addressof(self.values))
 
@@ -134,26 +138,35 @@ _TABLES: dict[str, _Table] = {}
 
 
 def _run(name: str, key: str, graph: Sequence[Tensor], arguments: Sequence[Tensor], out: Sequence[Tensor]) -> None:
-    graph, arguments = ([tensor.contiguous() for tensor in some] for some in (graph, arguments))
-    x, edge_sh, weight = arguments[:3]
-    table, edges = _TABLES[key], len(graph[0])
-    rows = x.shape[1] >= table.num_x and edge_sh.shape[1] >= table.num_sh and weight.shape[1] >= table.num_weight
-    if not rows or {len(edge_sh), *map(len, graph)} != {edges} or x.shape[2] != weight.shape[2]:
+    graph, arguments = [tensor.contiguous() for tensor in graph], [tensor.contiguous() for tensor in arguments]
+    (atoms, x_rows, channels), (geometries, columns), (filters, weight_rows, width) = (t.shape for t in arguments[:3])
+    pack = _TABLES[key].pack(x_rows, weight_rows, columns)
+    edges = len(graph[0])
+    if pack is None or width != channels or not edges == geometries == len(graph[1]) == len(graph[2]):
+        table = _TABLES[key]
         raise ValueError(
             f"a sum over {edges} edges with {table.num_x} rows of features, {table.num_sh} columns of geometry and "
-            f"{table.num_weight} rows of filters got features {list(x.shape)}, geometry {list(edge_sh.shape)}, filters "
-            f"{list(weight.shape)} and indices {[len(index) for index in graph]}"
+            f"{table.num_weight} rows of filters got features {[atoms, x_rows, channels]}, geometry "
+            f"{[geometries, columns]}, filters {[filters, weight_rows, width]} and indices {[len(i) for i in graph]}"
         )
-    numbers = edges, len(x), len(weight), x.shape[2], torch.get_num_threads()
-    size = (ctypes.c_int64 * 8)(*numbers, *(index.data_ptr() for index in graph))
-    function = getattr(kernels(), f"{name}_{'float' if x.dtype == torch.float32 else 'double'}")
-    stray = function(table.pack(x, edge_sh, weight), size, addresses(*arguments), addresses(*out))
+    numbers = edges, atoms, filters, channels, torch.get_num_threads()
+    size = _SIZE(*numbers, *(index.data_ptr() for index in graph))
+    function = getattr(kernels(), _NAMES[name, arguments[0].dtype])
+    stray = function(pack, size, addresses(*arguments), addresses(*out))
     if stray >= 0:
         source, target, row = (int(index[stray]) for index in graph)
         raise IndexError(
-            f"edge {stray} leads from atom {source} to atom {target} with filter {row}, but there are {len(x)} atoms "
-            f"and {len(weight)} filters"
+            f"edge {stray} leads from atom {source} to atom {target} with filter {row}, but there are {atoms} atoms "
+            f"and {filters} filters"
         )
+
+
+_SIZE = ctypes.c_int64 * 8
+_NAMES = {
+    (name, dtype): f"{name}_{kind}"
+    for name in ("forward", "backward", "second")
+    for dtype, kind in ((torch.float32, "float"), (torch.float64, "double"))
+}
 
 
 def _reference(

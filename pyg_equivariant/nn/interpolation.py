@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyg_equivariant.nn.native import addresses, kernels, one_by_one, runs_on
 
-__all__ = ["Interpolation", "interpolate", "radial_nodes"]
+__all__ = ["Interpolation", "RadialNodes", "Table", "interpolate", "tabulate_filter"]
 
 POINTS = 8
 
@@ -32,41 +32,105 @@ class Interpolation(NamedTuple):
     start: Int[Tensor, " P"]
 
 
-def radial_nodes(
-    length: Float[Tensor, " P"], cutoff: float, num_basis: int, num_edges: int
-) -> tuple[Float[Tensor, " R"], Interpolation | None]:
-    """Lengths at which filters shall be computed, and how to interpolate.
+class RadialNodes(nn.Module):
+    """The lengths at which a model computes its filters, and how to interpolate between them.
 
-    These are the given lengths, with nothing to interpolate, in float64, on a GPU, for an infinite cutoff, where there
-    are too few to gain anything, or where products of matrices have fewer digits than float32, which slopes between
-    nodes would show. The nodes lie in [0, cutoff]: a function that vanishes at the cutoff
-    does so between nodes too. A length beyond the cutoff counts as the cutoff.
+    These are the lengths of the pairs themselves, with nothing to interpolate, in float64, on a GPU, for an infinite
+    cutoff, where there are too few to gain anything, or where products of matrices have fewer digits than float32,
+    which slopes between nodes would show. The nodes lie in [0, cutoff]: a function that vanishes at the cutoff does so
+    between nodes too. A length beyond the cutoff counts as the cutoff.
 
     Args:
-        length: In Å.
         cutoff: In Å.
         num_basis: K, functions of the radial basis: the more there are, the faster they change. With 8 K nodes the
             error of a Gaussian of the usual width is 10⁻⁸ of its height.
-        num_edges: E, two for each length: the compiler knows it beforehand.
 
     Example:
         >>> length = torch.linspace(0.5, 5.0, 10_000)
-        >>> nodes, table = radial_nodes(length, 5.0, num_basis=20, num_edges=20_000)
+        >>> nodes, table = RadialNodes(5.0, num_basis=20)(length, num_edges=20_000)
         >>> len(nodes), (interpolate(nodes.cos().unsqueeze(1), table)[:, 0] - length.cos()).abs().max() < 1e-6
         (161, tensor(True))
     """
-    exact = length.dtype == torch.float32 and _full_products() and not torch.is_autocast_enabled("cpu")
-    if not (exact and math.isfinite(cutoff) and runs_on(length)):
-        return length, None
-    intervals = max(128, 8 * num_basis)
-    if num_edges < 4 * intervals:
-        return length, None
-    spacing = math.floor(2**18 * cutoff / intervals) / 2**18  # of so few binary digits that all nodes are exact
-    count = torch.arange(intervals + 1, device=length.device, dtype=length.dtype)
-    length = length.clamp(max=cutoff)
-    start = ((length.detach() / spacing).floor() - (POINTS // 2 - 1)).clamp(0, intervals + 1 - POINTS).nan_to_num()
-    nodes, place = count * spacing, (length - start * spacing) / spacing
-    return nodes, Interpolation(_lagrange(place), start.long())
+
+    def __init__(self, cutoff: float, num_basis: int) -> None:
+        super().__init__()
+        self.cutoff = cutoff
+        self.intervals = max(128, 8 * num_basis)
+        self.fixed = False
+
+    def forward(self, length: Float[Tensor, " P"], num_edges: int) -> tuple[Float[Tensor, " R"], Interpolation | None]:
+        """Where filters shall be computed, and how those of the pairs follow.
+
+        Args:
+            length: In Å.
+            num_edges: E, two for each length: the compiler knows it beforehand.
+
+        Raises:
+            TypeError: if filters were tabulated, and the lengths are not those of float32 on a CPU.
+        """
+        if self.fixed:
+            if not self._fits(length):
+                raise TypeError("this model's filters were tabulated for float32 on a CPU: load it again for others")
+            return length[:0], self._place(length)
+        many = num_edges >= 4 * self.intervals and not torch.is_autocast_enabled("cpu")
+        if not (many and self._fits(length) and _full_products()):
+            return length, None
+        return self._nodes(length), self._place(length)
+
+    def fix(self, like: Tensor) -> Float[Tensor, " R"] | None:
+        """From now on filters are :class:`Table`; the nodes at which to compute these.
+
+        Args:
+            like: A weight of the model. If it is not float32 on a CPU nothing changes, and there are no nodes.
+        """
+        if self.fixed or not self._fits(like) or not _full_products():
+            return None
+        self.fixed = True
+        return self._nodes(like)
+
+    def _fits(self, x: Tensor) -> bool:
+        return x.dtype == torch.float32 and math.isfinite(self.cutoff) and runs_on(x)
+
+    @property
+    def _spacing(self) -> float:
+        return math.floor(2**18 * self.cutoff / self.intervals) / 2**18  # few binary digits: all nodes are exact
+
+    def _nodes(self, like: Tensor) -> Float[Tensor, " R"]:
+        return torch.arange(self.intervals + 1, device=like.device, dtype=like.dtype) * self._spacing
+
+    def _place(self, length: Float[Tensor, " P"]) -> Interpolation:
+        place = length.clamp(max=self.cutoff) / self._spacing
+        start = (place.detach().floor() - (POINTS // 2 - 1)).clamp(0, self.intervals + 1 - POINTS).nan_to_num()
+        return Interpolation(_polynomials(place - start, 0), start.long())
+
+
+class Table(nn.Module):
+    """Filters at the nodes, in the place of a network whose weights do not change any more.
+
+    Args:
+        values: What the network gives there.
+    """
+
+    values: Tensor
+
+    def __init__(self, values: Float[Tensor, "R W"]) -> None:
+        super().__init__()
+        self.register_buffer("values", values.detach())
+
+    def forward(self, edge_rbf: Float[Tensor, "0 K"]) -> Float[Tensor, "R W"]:
+        """The filters, whatever the radial basis is."""
+        return self.values
+
+
+def tabulate_filter(layer: nn.Module, edge_rbf: Float[Tensor, "R K"]) -> None:
+    """Puts a :class:`Table` in the place of ``layer.filter``.
+
+    Args:
+        layer: What has a filter network of this name.
+        edge_rbf: What the network reads, at the nodes.
+    """
+    assert isinstance(layer.filter, nn.Module)
+    layer.filter = Table(layer.filter(edge_rbf))
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -82,32 +146,54 @@ def interpolate(values: Float[Tensor, "R *W"], table: Interpolation | None) -> F
     return between.unflatten(1, values.shape[1:])
 
 
-def _lagrange(t: Float[Tensor, " P"]) -> Float[Tensor, "P 8"]:
-    """``Π_{k≠m} (t − k)/(m − k)`` for m = 0 to 7: products of the factors before m and of those after."""
-    factors = t.unsqueeze(-1) - torch.arange(POINTS, device=t.device, dtype=t.dtype)
-    before, after = [torch.ones_like(t)], [torch.ones_like(t)]
-    for m in range(POINTS - 1):
-        before.append(before[-1] * factors[:, m])
-        after.append(after[-1] * factors[:, POINTS - 1 - m])
-    norms = [torch.tensor([float(m - k) for k in range(POINTS) if k != m]).prod().item() for m in range(POINTS)]
-    return torch.stack([b * a / n for b, a, n in zip(before, reversed(after), norms, strict=True)], 1)
-
-
 # Three operations whose derivatives are each other, so that all orders exist. The form of which all are derivatives is
 # Q = Σ_pm c[p, m] (table[start[p] + m] · g[p]): read = ∂Q/∂g, put = ∂Q/∂table, dot = ∂Q/∂c.
 
 
 def _run(name: str, start: Tensor, nodes: int, width: int, inputs: tuple[Tensor, Tensor], out: Tensor) -> Tensor:
-    library = kernels()
-    if library is None or not out.is_cpu:
-        raise RuntimeError("interpolation has kernels for the CPU only, made by a C++ compiler")
     start, first, second = start.contiguous(), *(tensor.contiguous() for tensor in inputs)
-    size = (ctypes.c_int64 * 5)(len(start), nodes, width, torch.get_num_threads(), start.data_ptr())
-    kind = "float" if out.dtype == torch.float32 else "double"
-    function = getattr(library, f"interpolation_{name}_{kind}")
-    if not function(size, *(ctypes.c_void_p(address) for address in addresses(first, second, out))):
+    size = _SIZE(len(start), nodes, width, torch.get_num_threads(), start.data_ptr())
+    if not _kernel(name, out)(size, *map(ctypes.c_void_p, addresses(first, second, out))):
         raise IndexError(f"an interpolation reads beyond its {nodes} nodes")
     return out
+
+
+_SIZE = ctypes.c_int64 * 5
+
+
+def _kernel(name: str, like: Tensor) -> Any:
+    library = kernels()
+    if library is None or not like.is_cpu:
+        raise RuntimeError("interpolation has kernels for the CPU only, made by a C++ compiler")
+    return getattr(library, f"interpolation_{name}_{'float' if like.dtype == torch.float32 else 'double'}")
+
+
+@torch.library.custom_op("pyg_equivariant::interpolation_polynomials", mutates_args=())
+def _polynomials(place: Tensor, order: int) -> Tensor:
+    """Derivatives of the Lagrange polynomials ``Π_{k≠m} (t − k)/(m − k)`` for m = 0 to 7."""
+    place, out = place.contiguous(), place.new_empty(len(place), POINTS)
+    _kernel("polynomials", out)(
+        ctypes.c_int64(len(place)), ctypes.c_int64(order), *map(ctypes.c_void_p, addresses(place, out))
+    )
+    return out
+
+
+@_polynomials.register_fake
+def _(place: Tensor, order: int) -> Tensor:
+    return place.new_empty(place.shape[0], POINTS)
+
+
+def _polynomials_save(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
+    place, ctx.order = inputs
+    ctx.save_for_backward(place)
+
+
+def _polynomials_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    (place,) = ctx.saved_tensors
+    return (g * _polynomials(place, ctx.order + 1)).sum(-1), None
+
+
+_polynomials.register_autograd(_polynomials_backward, setup_context=_polynomials_save)
 
 
 @torch.library.custom_op("pyg_equivariant::interpolation_read", mutates_args=())
@@ -148,7 +234,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
 
 def _read_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     table, c, start = ctx.saved_tensors
-    return _put(c, g, start, table.shape[0]), _dot(g, table, start), None
+    of_table = _put(c, g, start, table.shape[0]) if ctx.needs_input_grad[0] else None
+    return of_table, _dot(g, table, start), None
 
 
 def _put_backward(ctx: Any, h: Tensor) -> tuple[Tensor | None, ...]:
@@ -164,5 +251,5 @@ def _dot_backward(ctx: Any, h: Tensor) -> tuple[Tensor | None, ...]:
 _read.register_autograd(_read_backward, setup_context=_save)
 _put.register_autograd(_put_backward, setup_context=_save)
 _dot.register_autograd(_dot_backward, setup_context=_save)
-for _each in (_read, _put, _dot):
+for _each in (_polynomials, _read, _put, _dot):
     _each.register_vmap(one_by_one(_each))

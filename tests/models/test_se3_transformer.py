@@ -1,8 +1,13 @@
-"""SE(3)-Transformer: the paper's equations written out, self-interactions, sizes."""
+"""SE(3)-Transformer: another package, the paper's equations written out, self-interactions, sizes."""
+
+import json
+from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from pyg_equivariant.data import RadiusGraph
 from pyg_equivariant.models.se3_transformer import (
     AttentiveSelfInteraction,
     LinearSelfInteraction,
@@ -10,9 +15,47 @@ from pyg_equivariant.models.se3_transformer import (
     SE3Transformer,
     SE3TransformerConv,
 )
+from pyg_equivariant.nn.cutoff import Cutoff
+from pyg_equivariant.nn.radial import GaussianBasis
 from pyg_equivariant.nn.tensor_product import AllPaths
 from pyg_equivariant.o3 import coupling, degree_slices, random_rotation, rotate, spherical_harmonics
-from pyg_equivariant.testing import assert_close, fill_by_formula
+from pyg_equivariant.testing import assert_close, example_molecule, fill_by_formula, potential_of
+
+PEER = json.loads((Path(__file__).parents[1] / "parity" / "se3_transformer.json").read_text())["models"]
+
+
+class Always(Cutoff):
+    def envelope(self, u: torch.Tensor) -> torch.Tensor:
+        return torch.ones_like(u)
+
+
+def without_what_the_peer_has_not(x: SE3Transformer) -> None:
+    """Heads of one degree each, no nonlinearities, residuals; no queries at the ends. Large messages and scores."""
+    x.nonlinearities = nn.ModuleList(nn.Identity() for _ in x.nonlinearities)
+    head_degree = torch.arange(x.channels) // (x.channels // (x.lmax + 1))
+    with torch.no_grad():
+        for conv in x.convs:
+            conv.filter.mlp[-1].weight.mul_(3)
+            conv.query.weight.mul_(30 if conv in x.convs[1:-1] else 0)
+        for conv in x.convs[1:-1]:
+            conv.self_interaction.linear.weight.copy_(torch.eye(x.channels))
+            for degree, mixing in enumerate(conv.linear_out.weights):
+                conv.query.weight[0, degree] *= head_degree == degree
+                mixing.unflatten(0, (-1, x.channels)).mul_((head_degree == degree)[:, None])
+
+
+@pytest.mark.parametrize("name", PEER)
+def test_agrees_with_se3_transformer_pytorch(name):
+    """What tests/parity/se3_transformer.py has compared, with the same weights."""
+    radial, envelope = GaussianBasis(8, 3.5), Always(3.5)
+    model = potential_of(SE3Transformer(**PEER[name]["settings"], cutoff=3.5, radial=radial, envelope=envelope))
+    without_what_the_peer_has_not(model.representation)
+    for expected in PEER[name]["predictions"]:
+        graph = RadiusGraph(3.5)(example_molecule(seed=expected["seed"]))
+        prediction = model(graph)
+        assert prediction.energy.item() == pytest.approx(expected["energy"], rel=1e-9)
+        assert prediction.forces.norm().item() == pytest.approx(expected["force"], rel=1e-6)
+        assert model.features(model.graph(graph)).norm().item() == pytest.approx(expected["features"], rel=1e-9)
 
 
 def test_attention_written_out():

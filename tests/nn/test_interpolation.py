@@ -2,6 +2,7 @@
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import jaxtyping
@@ -10,11 +11,11 @@ import torch
 from torch import Tensor
 
 from pyg_equivariant.data import RadiusGraph
-from pyg_equivariant.models import NequIP, SchNet
+from pyg_equivariant.models import NequIP, PaiNN, SchNet, TensorNet
 from pyg_equivariant.models.base import Representation
 from pyg_equivariant.nn import interpolation
 from pyg_equivariant.nn.cutoff import PolynomialCutoff
-from pyg_equivariant.nn.interpolation import Interpolation, interpolate, radial_nodes
+from pyg_equivariant.nn.interpolation import Interpolation, RadialNodes, interpolate
 from pyg_equivariant.nn.native import kernels
 from pyg_equivariant.potential import Potential
 from pyg_equivariant.testing import example_molecule
@@ -70,7 +71,7 @@ def test_derivatives(threads: int) -> None:
 def test_smooth_functions_are_exact(cutoff: float) -> None:
     """To float32's rounding, of an envelope near 1 for values, of values over the nodes' distance for derivatives."""
     length = (lengths() * cutoff / 5.0).requires_grad_()
-    nodes, known = radial_nodes(length, cutoff, 20, 6000)
+    nodes, known = RadialNodes(cutoff, 20)(length, 6000)
     assert known is not None
     assert 0.0 <= cutoff - nodes[-1] < 0.1 * nodes[1]
     width = cutoff / 19
@@ -91,7 +92,7 @@ def test_smooth_functions_are_exact(cutoff: float) -> None:
 
 def test_beyond_the_cutoff_is_the_cutoff() -> None:
     length = torch.cat([lengths(), torch.tensor([5.0, 5.5, 70.0])]).requires_grad_()
-    nodes, known = radial_nodes(length, 5.0, 20, 6000)
+    nodes, known = RadialNodes(5.0, 20)(length, 6000)
     y = interpolate((5.0 - nodes).square().unsqueeze(1), known)[-3:, 0]
     torch.testing.assert_close(y, torch.zeros(3), atol=1e-5, rtol=0.0)
     assert torch.autograd.grad(y.sum(), length)[0][-2:].eq(0.0).all()
@@ -107,7 +108,7 @@ def test_beyond_the_cutoff_is_the_cutoff() -> None:
     ids=["float64", "no cutoff", "few"],
 )
 def test_where_lengths_themselves_are_taken(length: Tensor, cutoff: float, num_edges: int) -> None:
-    nodes, known = radial_nodes(length, cutoff, 20, num_edges)
+    nodes, known = RadialNodes(cutoff, 20)(length, num_edges)
     assert nodes is length
     assert known is None
     assert interpolate(length, known) is length
@@ -115,7 +116,7 @@ def test_where_lengths_themselves_are_taken(length: Tensor, cutoff: float, num_e
 
 def test_lengths_that_are_no_numbers_stay_so() -> None:
     length = torch.cat([lengths(), torch.tensor([math.nan])])
-    nodes, known = radial_nodes(length, 5.0, 20, 6000)
+    nodes, known = RadialNodes(5.0, 20)(length, 6000)
     y = interpolate(nodes.unsqueeze(1), known)
     assert y[-1].isnan().all()
     assert y[:-1].isfinite().all()
@@ -126,13 +127,13 @@ def test_lower_precision_does_not_interpolate() -> None:
     model = Potential(SchNet(8, 1, cutoff=4.0)).eval()
     data = RadiusGraph(4.0)(example_molecule(90, spread=2.0))
     with torch.autocast("cpu", torch.bfloat16):
-        assert radial_nodes(lengths(), 5.0, 20, 6000)[1] is None
+        assert RadialNodes(5.0, 20)(lengths(), 6000)[1] is None
         lower = model(data).forces
     expected = model(data).forces
     assert (lower - expected).norm() < 0.1 * expected.norm()
     torch.set_float32_matmul_precision("medium")
     try:
-        assert radial_nodes(lengths(), 5.0, 20, 6000)[1] is None
+        assert RadialNodes(5.0, 20)(lengths(), 6000)[1] is None
     finally:
         torch.set_float32_matmul_precision("highest")
 
@@ -142,7 +143,20 @@ def test_nodes_that_are_not_there_are_refused() -> None:
         interpolate(torch.ones(5, 2, dtype=torch.float64), table())
 
 
+@pytest.mark.parametrize("order", [0, 1, 5, 7])
+def test_polynomials(order: int) -> None:
+    """They pass through their nodes, and each derivative is that of the one before."""
+    place = torch.linspace(-0.5, 7.5, 23, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(
+        interpolation._polynomials(torch.arange(8.0, dtype=torch.float64), 0), torch.eye(8, dtype=torch.float64)
+    )
+    assert torch.autograd.gradcheck(interpolation._polynomials, (place, order), check_batched_grad=True)
+    assert interpolation._polynomials(place, 8).eq(0.0).all()
+
+
 MODELS = [
+    PaiNN(16, 2, cutoff=4.0),
+    TensorNet(16, 1, cutoff=4.0),
     SchNet(16, 2, cutoff=4.0),
     NequIP(8, 2, lmax=1, lmax_out=0, cutoff=4.0, elements=[1, 6, 7, 8]),
 ]
@@ -195,3 +209,35 @@ def test_compiled_models_interpolate(monkeypatch: pytest.MonkeyPatch, calls: lis
         assert set(calls) == {"read", "put", "dot"}
     for eager, once in zip(*outcomes, strict=True):
         assert (once - eager).norm() <= 1e-4 * eager.norm()
+
+
+@pytest.mark.parametrize("representation", MODELS[1:], ids=lambda model: type(model).__name__)
+def test_frozen(representation: Representation, calls: list[str], tmp_path: Path) -> None:
+    """A few atoms, for which nothing is interpolated otherwise."""
+    data = RadiusGraph(4.0)(example_molecule(7, spread=1.5))
+    model = Potential(copy.deepcopy(representation)).float()
+    exact = copy.deepcopy(model).double().eval()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    frozen = model.frozen()
+    assert not frozen.training
+    assert not any(p.requires_grad for p in frozen.parameters())
+    assert calls == []
+    prediction, expected = frozen(data), exact(data)
+    assert set(calls) == {"read", "dot"}
+    torch.testing.assert_close(prediction.energy.double(), expected.energy, rtol=1e-5, atol=1e-5)
+    assert (prediction.forces - expected.forces).norm() < 3e-5 * expected.forces.norm()
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    again = frozen.frozen()(data)
+    assert torch.equal(again.forces, prediction.forces)
+    with pytest.raises(ValueError, match="a frozen model cannot be saved"):
+        frozen.save(tmp_path / "model")
+    with pytest.raises(TypeError, match="tabulated for float32"):
+        frozen.double()(data)
+
+
+def test_frozen_in_float64_is_the_model_itself(calls: list[str]) -> None:
+    data = RadiusGraph(4.0)(example_molecule(7, spread=1.5))
+    model = Potential(SchNet(8, 1, cutoff=4.0)).double().eval()
+    assert torch.equal(model.frozen()(data).forces, model(data).forces)
+    assert calls == []

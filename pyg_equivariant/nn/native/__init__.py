@@ -55,6 +55,7 @@ def kernels() -> ctypes.CDLL | None:
                 warnings.warn(f"{compiler[0]} failed on the kernels ({reason}): {SLOW}", stacklevel=2)
                 return None
             os.replace(f"{own}/{name}", file)
+    _keep_memory()
     library = ctypes.CDLL(str(file))
     for kind in ("float", "double"):
         pairs = getattr(library, f"pairs_{kind}")
@@ -62,6 +63,19 @@ def kernels() -> ctypes.CDLL | None:
         for name in ("forward", "backward", "second", *(f"interpolation_{each}" for each in ("read", "put", "dot"))):
             getattr(library, f"{name}_{kind}").restype = ctypes.c_int64
     return library
+
+
+def _keep_memory() -> None:
+    """Freed memory stays with this process, up to the largest size that glibc allows.
+
+    By default glibc gives the top of its heap back to the system after every step, and asks for it again in the next:
+    a fault for each 4 KiB, a tenth of a step of training. Settings in the environment (``MALLOC_..._THRESHOLD_``) hold.
+    """
+    names = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
+    if platform.libc_ver()[0] == "glibc" and not any(name in os.environ for name in names):
+        library, trim_threshold, mmap_threshold = ctypes.CDLL(None), -1, -3  # as in malloc.h
+        library.mallopt(trim_threshold, 2**31 - 1)
+        library.mallopt(mmap_threshold, 2**25)
 
 
 def _run(command: list[str]) -> "subprocess.CompletedProcess[str]":

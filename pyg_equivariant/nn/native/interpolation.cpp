@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <vector>
 
 constexpr int64_t POINTS = 8;
 
@@ -19,59 +20,163 @@ static bool fits(const Sizes &size) {
     return true;
 }
 
+// The rows, those that start at the same node after each other, so that what they share is at hand: order[first[node]] to
+// order[first[node + 1] - 1].
+struct Sorted {
+    std::vector<int64_t> first, order;
+
+    explicit Sorted(const Sizes &size) : first(size.nodes + 2), order(size.rows) {
+        for (int64_t p = 0; p < size.rows; ++p) ++first[size.start[p] + 2];
+        for (int64_t node = 0; node < size.nodes; ++node) first[node + 2] += first[node + 1];
+        for (int64_t p = 0; p < size.rows; ++p) order[first[size.start[p] + 1]++] = p;
+    }
+};
+
+template <typename T> using Vector __attribute__((vector_size(64), aligned(sizeof(T)), may_alias)) = T;
+
+template <typename V, typename T> static V load(const T *from) { return *reinterpret_cast<const V *>(from); }
+template <typename V, typename T> static void store(T *to, V value) { *reinterpret_cast<V *>(to) = value; }
+
+// Calls work.run<V, WIDE>(node, first column, rows that start there) node by node, for blocks of WIDE vectors V and then
+// for what is left over; threads divide the columns, so that no two write to the same place.
+template <typename T, typename Work> static void each_node(const Sizes &size, const Work &work) {
+    constexpr int64_t LANES = 64 / sizeof(T), WIDE = 2;
+    const Sorted sorted(size);
+    const int64_t blocks = size.width / (WIDE * LANES), threads = std::max<int64_t>(1, std::min(size.threads, blocks));
+#pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
+    for (int64_t thread = 0; thread < threads; ++thread) {
+        const int64_t from = thread * blocks / threads, to = (thread + 1) * blocks / threads;
+        for (int64_t node = 0; node + POINTS <= size.nodes; ++node) {
+            const int64_t *first = sorted.order.data() + sorted.first[node], *last = sorted.order.data() + sorted.first[node + 1];
+            if (first == last) continue;
+            for (int64_t n = from; n < to; ++n) work.template run<Vector<T>, WIDE>(node, n * WIDE * LANES, first, last);
+            for (int64_t w = to * WIDE * LANES; to == blocks && w < size.width; ++w) work.template run<T, 1>(node, w, first, last);
+        }
+    }
+}
+
 // out[p] = sum_m c[p, m] table[start[p] + m]
+template <typename T> struct Read {
+    const Sizes &size;
+    const T *table, *c;
+    T *out;
+
+    template <typename V, int WIDE> void run(int64_t node, int64_t w, const int64_t *first, const int64_t *last) const {
+        constexpr int64_t LANES = sizeof(V) / sizeof(T);
+        V rows[POINTS][WIDE];
+        for (int m = 0; m < POINTS; ++m)
+            for (int i = 0; i < WIDE; ++i) rows[m][i] = load<V>(table + (node + m) * size.width + w + i * LANES);
+        for (const int64_t *p = first; p < last; ++p) {
+            const T *k = c + *p * POINTS;
+            V sum[WIDE] = {};
+            for (int m = 0; m < POINTS; ++m)
+                for (int i = 0; i < WIDE; ++i) sum[i] += k[m] * rows[m][i];
+            for (int i = 0; i < WIDE; ++i) store<V>(out + *p * size.width + w + i * LANES, sum[i]);
+        }
+    }
+};
+
 template <typename T> static bool read(const Sizes &size, const T *table, const T *c, T *out) {
     if (!fits(size)) return false;
-#pragma omp parallel for num_threads(size.threads) schedule(static) if (size.threads > 1)
-    for (int64_t p = 0; p < size.rows; ++p) {
-        const T *from = table + size.start[p] * size.width, *k = c + p * POINTS;
-        T *to = out + p * size.width;
-        for (int64_t w = 0; w < size.width; ++w) {
-            T sum = 0;
-            for (int64_t m = 0; m < POINTS; ++m) sum += k[m] * from[m * size.width + w];
-            to[w] = sum;
-        }
-    }
+    each_node<T>(size, Read<T>{size, table, c, out});
     return true;
 }
 
-// out[start[p] + m] += c[p, m] g[p]; threads divide the columns, so that no two write to the same place.
+// out[start[p] + m] += c[p, m] g[p]
+template <typename T> struct Put {
+    const Sizes &size;
+    const T *c, *g;
+    T *out;
+
+    template <typename V, int WIDE> void run(int64_t node, int64_t w, const int64_t *first, const int64_t *last) const {
+        constexpr int64_t LANES = sizeof(V) / sizeof(T);
+        V rows[POINTS][WIDE] = {};
+        for (const int64_t *p = first; p < last; ++p) {
+            const T *k = c + *p * POINTS;
+            V from[WIDE];
+            for (int i = 0; i < WIDE; ++i) from[i] = load<V>(g + *p * size.width + w + i * LANES);
+            for (int m = 0; m < POINTS; ++m)
+                for (int i = 0; i < WIDE; ++i) rows[m][i] += k[m] * from[i];
+        }
+        for (int m = 0; m < POINTS; ++m)
+            for (int i = 0; i < WIDE; ++i) {
+                T *to = out + (node + m) * size.width + w + i * LANES;
+                store<V>(to, load<V>(to) + rows[m][i]);
+            }
+    }
+};
+
 template <typename T> static bool put(const Sizes &size, const T *c, const T *g, T *out) {
     if (!fits(size)) return false;
-    const int64_t block = 64 / sizeof(T), blocks = (size.width + block - 1) / block;
-    const int64_t threads = std::max<int64_t>(1, std::min(size.threads, blocks));
-#pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
-    for (int64_t n = 0; n < threads; ++n) {
-        const int64_t first = n * blocks / threads * block, last = std::min((n + 1) * blocks / threads * block, size.width);
-        for (int64_t p = 0; p < size.rows; ++p) {
-            T *to = out + size.start[p] * size.width;
-            const T *from = g + p * size.width, *k = c + p * POINTS;
-            for (int64_t m = 0; m < POINTS; ++m)
-                for (int64_t w = first; w < last; ++w) to[m * size.width + w] += k[m] * from[w];
+    each_node<T>(size, Put<T>{size, c, g, out});
+    return true;
+}
+
+// The sum of a vector's lanes, in halves.
+template <typename T, int BYTES = 64> static T total(const T *lanes) {
+    if constexpr (BYTES == sizeof(T)) {
+        return *lanes;
+    } else {
+        using Half __attribute__((vector_size(BYTES / 2), aligned(sizeof(T)), may_alias)) = T;
+        const Half sum = load<Half>(lanes) + load<Half>(lanes + BYTES / 2 / sizeof(T));
+        return total<T, BYTES / 2>(reinterpret_cast<const T *>(&sum));
+    }
+}
+
+// out[p, m] = sum_w g[p, w] table[start[p] + m, w], for rows that come after each other and so share what they read.
+template <typename T> static bool dot(const Sizes &size, const T *g, const T *table, T *out) {
+    if (!fits(size)) return false;
+    using V = Vector<T>;
+    constexpr int64_t LANES = 64 / sizeof(T);
+    const Sorted sorted(size);
+    const int64_t whole = size.width / LANES * LANES;
+#pragma omp parallel for num_threads(size.threads) schedule(static) if (size.threads > 1)
+    for (int64_t n = 0; n < size.rows; ++n) {
+        const int64_t p = sorted.order[n];
+        const T *from = table + size.start[p] * size.width, *with = g + p * size.width;
+        V sum[POINTS] = {};
+        for (int64_t w = 0; w < whole; w += LANES) {
+            const V known = load<V>(with + w);
+            for (int64_t m = 0; m < POINTS; ++m) sum[m] += known * load<V>(from + m * size.width + w);
+        }
+        for (int64_t m = 0; m < POINTS; ++m) {
+            T rest = 0;
+            for (int64_t w = whole; w < size.width; ++w) rest += with[w] * from[m * size.width + w];
+            out[p * POINTS + m] = rest + total<T>(reinterpret_cast<const T *>(&sum[m]));
         }
     }
     return true;
 }
 
-// out[p, m] = sum_w g[p, w] table[start[p] + m, w]
-template <typename T> static bool dot(const Sizes &size, const T *g, const T *table, T *out) {
-    if (!fits(size)) return false;
-    constexpr int64_t LANES = 64 / sizeof(T);
-#pragma omp parallel for num_threads(size.threads) schedule(static) if (size.threads > 1)
-    for (int64_t p = 0; p < size.rows; ++p) {
-        const T *from = table + size.start[p] * size.width, *with = g + p * size.width;
-        for (int64_t m = 0; m < POINTS; ++m) {
-            const T *row = from + m * size.width;
-            T lanes[LANES] = {}, sum = 0;
-            int64_t w = 0;
-            for (; w + LANES <= size.width; w += LANES)
-                for (int64_t i = 0; i < LANES; ++i) lanes[i] += with[w + i] * row[w + i];
-            for (; w < size.width; ++w) sum += with[w] * row[w];
-            for (int64_t i = 0; i < LANES; ++i) sum += lanes[i];
-            out[p * POINTS + m] = sum;
+// The derivatives of this order of the Lagrange polynomials of the nodes 0 to 7, as powers of t - 3.5, in double throughout.
+template <typename T> static void polynomials(int64_t rows, int64_t order, const T *t, T *out) {
+    constexpr double MIDDLE = 0.5 * (POINTS - 1);
+    double power[POINTS][POINTS] = {};  // [exponent][polynomial]
+    for (int64_t m = 0; m < POINTS; ++m) {
+        double of[POINTS + 1] = {1.0};
+        for (int64_t k = 0, degree = 0; k < POINTS; ++k) {
+            if (k == m) continue;
+            for (int64_t n = ++degree; n >= 0; --n) of[n] = ((n ? of[n - 1] : 0.0) + (MIDDLE - k) * of[n]) / (m - k);
+        }
+        for (int64_t n = 0; n < POINTS; ++n) {
+            double factor = 1.0;
+            for (int64_t k = 0; k < order; ++k) factor *= n + order - k;
+            power[n][m] = n + order < POINTS ? factor * of[n + order] : 0.0;
         }
     }
-    return true;
+    for (int64_t p = 0; p < rows; ++p) {
+        double sum[POINTS] = {};
+        for (int64_t n = POINTS - 1; n >= 0; --n)
+            for (int64_t m = 0; m < POINTS; ++m) sum[m] = sum[m] * (t[p] - MIDDLE) + power[n][m];
+        for (int64_t m = 0; m < POINTS; ++m) out[p * POINTS + m] = T(sum[m]);
+    }
+}
+
+extern "C" void interpolation_polynomials_float(int64_t rows, int64_t order, const float *t, float *out) {
+    polynomials(rows, order, t, out);
+}
+extern "C" void interpolation_polynomials_double(int64_t rows, int64_t order, const double *t, double *out) {
+    polynomials(rows, order, t, out);
 }
 
 #define EXPORT(NAME, TYPE, KIND)                                                                                          \

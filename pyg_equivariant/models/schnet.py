@@ -10,6 +10,7 @@ from pyg_equivariant.nn.conv import EdgeSumConv
 from pyg_equivariant.nn.cutoff import CosineCutoff
 from pyg_equivariant.nn.edge_sum import CONSTANT, Term
 from pyg_equivariant.nn.embedding import AtomEmbedding
+from pyg_equivariant.nn.filter import EnvelopedFilter
 from pyg_equivariant.nn.geometry import safe_norm
 from pyg_equivariant.nn.interpolation import Interpolation, RadialNodes, interpolate, tabulate_filter
 from pyg_equivariant.nn.mlp import MLP, dense
@@ -40,14 +41,14 @@ class SchNetConv(EdgeSumConv):
     def __init__(self, channels: int, num_basis: int) -> None:
         super().__init__([Term(0, 0, CONSTANT, 0, 1.0)], 1)
         self.dense = dense(channels, channels, bias=False)
-        self.filter = MLP([num_basis, channels, channels], ShiftedSoftplus())
+        self.filter = EnvelopedFilter(*MLP([num_basis, channels, channels], ShiftedSoftplus()))
 
     def forward(
         self,
         x: Float[Tensor, "N C"],
         edge_index: Int[Tensor, "2 E"],
         edge_rbf: Float[Tensor, "R K"],
-        edge_env: Float[Tensor, " P"],
+        edge_env: Float[Tensor, " R"],
         pair: Int[Tensor, " E"] | None = None,
         table: Interpolation | None = None,
     ) -> Float[Tensor, "N C"]:
@@ -57,13 +58,12 @@ class SchNetConv(EdgeSumConv):
             x: Scalars of the atoms.
             edge_index: Sources j and targets i.
             edge_rbf: Radial basis of the edge lengths, or of the nodes of ``table``.
-            edge_env: Envelope, zero from the cutoff on.
-            pair: Which row of ``edge_rbf`` and ``edge_env`` an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own
-                if not given.
+            edge_env: Envelope there, zero from the cutoff on.
+            pair: Which of the lengths an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own if not given.
             table: How the filters between nodes follow, see :mod:`~pyg_equivariant.nn.interpolation`.
         """
-        weight = interpolate(self.filter(edge_rbf), table) * edge_env.unsqueeze(-1)
-        sent, weight = self.dense(x).unsqueeze(1), weight.unsqueeze(1)
+        weight = interpolate(self.filter(edge_rbf, edge_env), table).unsqueeze(1)
+        sent = self.dense(x).unsqueeze(1)
         return self.message_and_aggregate(edge_index, sent, weight, pair=pair).squeeze(1)
 
 
@@ -85,7 +85,7 @@ class SchNetBlock(nn.Module):
         x: Float[Tensor, "N C"],
         edge_index: Int[Tensor, "2 E"],
         edge_rbf: Float[Tensor, "R K"],
-        edge_env: Float[Tensor, " P"],
+        edge_env: Float[Tensor, " R"],
         pair: Int[Tensor, " E"] | None = None,
         table: Interpolation | None = None,
     ) -> Float[Tensor, "N C"]:
@@ -136,7 +136,7 @@ class SchNet(Representation):
         pairs = find_pairs(edge_index, edge_vec)
         edge_len = safe_norm(edge_vec.index_select(0, pairs.first))
         nodes, table = self.nodes(edge_len, edge_index.shape[1])
-        edge_rbf, edge_env = stored(self.radial(nodes)), stored(self.envelope(edge_len))
+        edge_rbf, edge_env = stored(self.radial(nodes)), stored(self.envelope(nodes))
         x: Tensor = self.embedding(z)
         for block in self.blocks:
             x = x + block(x, edge_index, edge_rbf, edge_env, pairs.of, table)
@@ -146,7 +146,7 @@ class SchNet(Representation):
         """See :meth:`Representation.tabulate`."""
         nodes = self.nodes.fix(self.embedding.weight)
         if nodes is not None:
-            edge_rbf = self.radial(nodes)
+            inputs = self.radial(nodes), self.envelope(nodes)
             for block in self.blocks:
                 assert isinstance(block, SchNetBlock)
-                tabulate_filter(block.conv, edge_rbf)
+                tabulate_filter(block.conv, *inputs)

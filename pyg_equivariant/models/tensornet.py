@@ -15,6 +15,7 @@ from pyg_equivariant.nn.cutoff import CosineCutoff
 from pyg_equivariant.nn.edge_sum import CONSTANT, Term
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.expnormal import ExpNormalBasis
+from pyg_equivariant.nn.filter import EnvelopedFilter
 from pyg_equivariant.nn.geometry import safe_norm
 from pyg_equivariant.nn.interpolation import Interpolation, RadialNodes, interpolate, tabulate_filter
 from pyg_equivariant.nn.linear import DegreeLinear
@@ -171,7 +172,7 @@ class TensorNetConv(EdgeSumConv):
 
     def __init__(self, channels: int, num_basis: int) -> None:
         super().__init__([Term(m, m, CONSTANT, degree, 1.0) for m, degree in enumerate(DEGREES)], len(DEGREES))
-        self.filter = _silu_layers(num_basis, channels, 2 * channels, 3 * channels)
+        self.filter = EnvelopedFilter(*_silu_layers(num_basis, channels, 2 * channels, 3 * channels))
         self.linear_in = _linear(channels)
         self.linear_out = _linear(channels)
         self.matrices = _Matrices()
@@ -181,7 +182,7 @@ class TensorNetConv(EdgeSumConv):
         x: Float[Tensor, "N 9 C"],
         edge_index: Int[Tensor, "2 E"],
         edge_rbf: Float[Tensor, "R K"],
-        envelope: Float[Tensor, " P"],
+        edge_env: Float[Tensor, " R"],
         pair: Int[Tensor, " E"] | None = None,
         table: Interpolation | None = None,
     ) -> Float[Tensor, "N 9 C"]:
@@ -191,12 +192,11 @@ class TensorNetConv(EdgeSumConv):
             x: Matrices of the atoms.
             edge_index: Sources j and targets i.
             edge_rbf: Radial basis of the edges, or of the nodes of ``table``.
-            envelope: Of the edges, zero from the cutoff on.
-            pair: Which row of ``edge_rbf`` and ``envelope`` an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own
-                if not given.
+            edge_env: Envelope there, zero from the cutoff on.
+            pair: Which of the lengths an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own if not given.
             table: How the filters between nodes follow, see :mod:`~pyg_equivariant.nn.interpolation`.
         """
-        weight = (interpolate(self.filter(edge_rbf), table) * envelope.unsqueeze(-1)).unflatten(1, (3, -1))
+        weight = interpolate(self.filter(edge_rbf, edge_env), table).unflatten(1, (3, -1))
         x = _bounded(x)
         y = _mix(self.linear_in, x)
         received = self.message_and_aggregate(edge_index, y, weight, pair=pair)
@@ -269,12 +269,11 @@ class TensorNet(Representation):
         pairs = find_pairs(edge_index, edge_vec)
         length = safe_norm(edge_vec.index_select(0, pairs.first))
         nodes, table = self.nodes(length, edge_index.shape[1])
-        edge_rbf, with_bias = self._bases(nodes)
+        edge_rbf, with_bias, edge_env = self._bases(nodes)
         edge_sh = stored(spherical_harmonics(edge_vec, LMAX) * self.matrices.per_harmonic)
-        envelope = stored(self.envelope(length))
         x = self.embedding(z, edge_index, edge_sh, with_bias, pairs.of, table)
         for conv in self.convs:
-            x = conv(x, edge_index, edge_rbf, envelope, pairs.of, table)
+            x = conv(x, edge_index, edge_rbf, edge_env, pairs.of, table)
         squares = torch.cat([part.square().sum(1) for part in _by_degree(x)], -1)
         scalar = functional.silu(self.out(self.norm(squares))).unsqueeze(1)
         return torch.cat([scalar, x[:, 1:]], 1).unsqueeze(1)
@@ -283,13 +282,16 @@ class TensorNet(Representation):
         """See :meth:`Representation.tabulate`."""
         nodes = self.nodes.fix(self.out.weight)
         if nodes is not None:
-            edge_rbf, with_bias = self._bases(nodes)
+            edge_rbf, with_bias, edge_env = self._bases(nodes)
             tabulate_filter(self.embedding, with_bias)
             for conv in self.convs:
-                tabulate_filter(conv, edge_rbf)
+                tabulate_filter(conv, edge_rbf, edge_env)
 
-    def _bases(self, length: Float[Tensor, " R"]) -> tuple[Float[Tensor, "R K"], Float[Tensor, "R K1"]]:
-        """Under the envelope, for the interactions, and twice under it and with a bias, for the embedding."""
-        envelope = self.envelope(length).unsqueeze(-1)
-        edge_rbf = stored(self.radial(length) * envelope)
-        return edge_rbf, torch.cat([edge_rbf, torch.ones_like(envelope)], -1) * envelope
+    def _bases(
+        self, length: Float[Tensor, " R"]
+    ) -> tuple[Float[Tensor, "R K"], Float[Tensor, "R K1"], Float[Tensor, " R"]]:
+        """Radial basis under the envelope, the same twice under it and with a bias for the embedding, the envelope."""
+        edge_env = stored(self.envelope(length))
+        edge_rbf = stored(self.radial(length) * edge_env.unsqueeze(-1))
+        with_bias = torch.cat([edge_rbf, torch.ones_like(edge_rbf[:, :1])], -1) * edge_env.unsqueeze(-1)
+        return edge_rbf, with_bias, edge_env

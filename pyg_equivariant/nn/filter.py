@@ -11,7 +11,7 @@ from pyg_equivariant.nn.compiler import stored
 from pyg_equivariant.nn.gate import SILU_SCALE
 from pyg_equivariant.nn.mlp import MLP
 
-__all__ = ["LinearFilter", "RadialFilter", "by_column"]
+__all__ = ["EnvelopedFilter", "LinearFilter", "RadialFilter", "by_column"]
 
 
 def by_column(edge_rbf: Float[Tensor, "E K"]) -> Float[Tensor, "E K"]:
@@ -37,6 +37,19 @@ class LinearFilter(nn.Module):
     def forward(self, edge_rbf: Float[Tensor, "... K"]) -> Float[Tensor, "... W"]:
         """The filters at the edges' lengths."""
         return edge_rbf @ self.weight
+
+
+class EnvelopedFilter(nn.Sequential):
+    """Layers of any kind under an envelope: ``edge_rbf [R, K], envelope [R] → weight [R, W]``."""
+
+    def forward(  # type: ignore[override]
+        self, edge_rbf: Float[Tensor, "R K"], envelope: Float[Tensor, " R"]
+    ) -> Float[Tensor, "R W"]:
+        """The filters at the edges' lengths."""
+        weight = edge_rbf
+        for layer in self:
+            weight = layer(weight)
+        return weight * envelope.unsqueeze(-1)
 
 
 class RadialFilter(nn.Module):

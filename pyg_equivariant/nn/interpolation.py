@@ -117,20 +117,20 @@ class Table(nn.Module):
         super().__init__()
         self.register_buffer("values", values.detach())
 
-    def forward(self, edge_rbf: Float[Tensor, "0 K"]) -> Float[Tensor, "R W"]:
-        """The filters, whatever the radial basis is."""
+    def forward(self, *inputs: Tensor) -> Float[Tensor, "R W"]:
+        """The filters, whatever the inputs are: there are none at no nodes."""
         return self.values
 
 
-def tabulate_filter(layer: nn.Module, edge_rbf: Float[Tensor, "R K"]) -> None:
+def tabulate_filter(layer: nn.Module, *inputs: Float[Tensor, "R ..."]) -> None:
     """Puts a :class:`Table` in the place of ``layer.filter``.
 
     Args:
         layer: What has a filter network of this name.
-        edge_rbf: What the network reads, at the nodes.
+        inputs: What the network reads, at the nodes.
     """
     assert isinstance(layer.filter, nn.Module)
-    layer.filter = Table(layer.filter(edge_rbf))
+    layer.filter = Table(layer.filter(*inputs))
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

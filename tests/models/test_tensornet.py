@@ -63,7 +63,7 @@ def test_conv_equations():
     y = linear(conv.linear_in.weight, matrix)
     message = torch.zeros_like(y)
     for e, (j, i) in enumerate(edge_index.T.tolist()):
-        weight = (conv.filter(edge_rbf[e]) * u[e]).view(3, 2, 1, 1)
+        weight = conv.filter(edge_rbf[e : e + 1], u[e : e + 1]).view(3, 2, 1, 1)
         trace = y[j].diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] * torch.eye(3).double()
         parts = trace, (y[j] - y[j].mT) / 2, (y[j] + y[j].mT) / 2 - trace
         message[i] += sum(w * part for w, part in zip(weight, parts, strict=True))

@@ -1,5 +1,9 @@
 """The kernel of sums over edges against PyTorch's operations, in three derivatives."""
 
+import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import jaxtyping
@@ -147,3 +151,26 @@ def test_without_a_compiler(compiler: str | None, says: str, monkeypatch: pytest
         native.kernels.cache_clear()
     assert torch.allclose(actual.energy, expected.energy, rtol=1e-12)
     assert torch.allclose(actual.forces, expected.forces, rtol=1e-10, atol=1e-12)
+
+
+FAULTS = """
+import resource, torch
+from pyg_equivariant.nn.native import kernels
+assert kernels() is not None
+for step in range(3):
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    parts = [torch.ones(2**20) for _ in range(4)]
+    del parts
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt belongs to glibc")
+@pytest.mark.skipif(native.kernels() is None, reason="no C++ compiler")
+@pytest.mark.parametrize(("environment", "kept"), [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, False)])
+def test_freed_memory_is_kept(environment: dict[str, str], kept: bool) -> None:
+    """16 MiB that were freed once are 4096 faults if they went back; what the user sets holds."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    command = [sys.executable, "-c", FAULTS]
+    done = subprocess.run(command, env=others | environment, capture_output=True, text=True, check=True)
+    assert (int(done.stdout) < 500) == kept

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyg_equivariant.models.base import Representation
-from pyg_equivariant.nn.conv import Conv
+from pyg_equivariant.nn.conv import EdgeSumConv
 from pyg_equivariant.nn.cutoff import CosineCutoff
+from pyg_equivariant.nn.edge_sum import CONSTANT, Term
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.expnormal import ExpNormalBasis
 from pyg_equivariant.nn.geometry import safe_norm
@@ -23,7 +24,7 @@ from pyg_equivariant.o3.layout import degrees, num_components
 __all__ = ["ViSNet", "ViSNetConv", "ViSNetEdgeUpdate"]
 
 
-class ViSNetConv(Conv):
+class ViSNetConv(EdgeSumConv):
     r"""The vector-scalar interactive message passing (scalar2vec and vec2scalar), for the atoms.
 
     For scalars s = ``x[:, 0]`` and vectors v = ``x[:, 1:]`` of all degrees from 1, with features f of the edges
@@ -41,6 +42,7 @@ class ViSNetConv(Conv):
     Args:
         channels: C.
         num_heads: Heads of the attention, a divisor of C.
+        lmax: Highest degree of the vectors.
 
     Raises:
         ValueError: if the heads do not divide the channels.
@@ -52,8 +54,12 @@ class ViSNetConv(Conv):
         torch.Size([3, 4, 8])
     """
 
-    def __init__(self, channels: int, num_heads: int = 8) -> None:
-        super().__init__()
+    def __init__(self, channels: int, num_heads: int = 8, lmax: int = 1) -> None:
+        # of the source's vectors and of ones, for what is the edge's alone: harmonics and, in the last row, scalars
+        ones = num_components(lmax) - 1
+        turned = [Term(m, m, CONSTANT, 0, 1.0) for m in range(ones)]
+        along = [Term(m, ones, m, 1, 1.0) for m in range(ones)]
+        super().__init__([*turned, *along, Term(ones, ones, CONSTANT, 2, 1.0)], ones + 1)
         if num_heads < 1 or channels % num_heads:
             raise ValueError(f"the channels must be a multiple of num_heads, got channels={channels}, {num_heads=}")
         self.num_heads = num_heads
@@ -84,40 +90,37 @@ class ViSNetConv(Conv):
             envelope: Zero from the cutoff on.
         """
         scalar, vec = self.norm(x[:, 0]), x[:, 1:]
-        message = self.propagate(
+        message = self.edge_updater(
             edge_index,
             size=(len(x), len(x)),
             query=self.query(scalar),
             key=self.key(scalar),
             value=self.value(scalar),
-            vec=vec,
             weight=functional.silu(self.filter(edge)),
-            edge_sh=edge_sh,
             envelope=envelope,
         )
+        filters = torch.cat([functional.silu(self.to_vectors(message)), message], -1).unflatten(1, (3, -1))
+        sent = torch.cat([vec, torch.ones_like(vec[:, :1])], 1)
+        received = self.message_and_aggregate(edge_index, sent, filters, edge_sh)
         left, right, own = self.mix(vec).chunk(3, -1)
-        o1, o2, o3 = self.out(message[:, 0]).chunk(3, -1)
+        o1, o2, o3 = self.out(received[:, -1]).chunk(3, -1)
         scalar = o2 * (left * right).sum(1) + o3
-        return torch.cat([scalar.unsqueeze(1), message[:, 1:] + o1.unsqueeze(1) * own], 1)
+        return torch.cat([scalar.unsqueeze(1), received[:, :-1] + o1.unsqueeze(1) * own], 1)
 
-    def message(
+    def edge_update(
         self,
         query_i: Float[Tensor, "E C"],
         key_j: Float[Tensor, "E C"],
         value_j: Float[Tensor, "E C"],
-        vec_j: Float[Tensor, "E M1 C"],
         weight: Float[Tensor, "E C2"],
-        edge_sh: Float[Tensor, "E M1"],
         envelope: Float[Tensor, " E"],
-    ) -> Float[Tensor, "E M C"]:
-        """What source j sends to target i."""
+    ) -> Float[Tensor, "E C"]:
+        """The scalars that source j sends to target i."""
         weight_key, weight_value = weight.chunk(2, -1)
         score = (query_i * key_j * weight_key).unflatten(-1, (self.num_heads, -1)).sum(-1)
         attention = functional.silu(score) * envelope.unsqueeze(-1)
         value = (value_j * weight_value).unflatten(-1, (self.num_heads, -1))
-        scalar = (value * attention.unsqueeze(-1)).flatten(1)
-        mix, along = functional.silu(self.to_vectors(scalar)).unsqueeze(1).chunk(2, -1)
-        return torch.cat([scalar.unsqueeze(1), mix * vec_j + along * edge_sh.unsqueeze(-1)], 1)
+        return (value * attention.unsqueeze(-1)).flatten(1)
 
 
 class ViSNetEdgeUpdate(nn.Module):
@@ -206,7 +209,7 @@ class ViSNet(Representation):
         self.envelope = CosineCutoff(cutoff)
         self.neighbors = NeighborEmbedding(channels, self.radial.num_basis + 1)
         self.edges = dense(self.radial.num_basis, channels)
-        self.convs = nn.ModuleList(ViSNetConv(channels, num_heads) for _ in range(num_layers))
+        self.convs = nn.ModuleList(ViSNetConv(channels, num_heads, lmax) for _ in range(num_layers))
         self.edge_updates = nn.ModuleList(ViSNetEdgeUpdate(channels) for _ in range(num_layers - 1))
         self.norm = nn.LayerNorm(channels)
         # harmonics of every degree have length 1 here

@@ -22,11 +22,17 @@ class Ours(Contestant):
         train: bool = True,
         device: str = "cpu",
     ) -> None:
-        self.model: Potential = Potential(representation, forces=forces).to(device)
+        self.trained: Potential = Potential(representation, forces=forces).to(device)
+        self.model = self.trained
         if not train:
-            self.model = self.model.frozen(compile=mode == "compiled")
+            self.model = self.trained.frozen(compile=mode == "compiled")
         elif mode == "compiled":
             self.model.compile()
+
+    @property
+    def parameters(self) -> int:
+        """Of the model from which the frozen one was made, whose tables have none."""
+        return sum(p.numel() for p in self.trained.parameters())
 
     def inputs(self, case: Case) -> Batch:
         batch = Batch(_base_cls=Data)

@@ -42,6 +42,7 @@ CLASSES = {
     ),
 }  # fmt: skip
 GATHERS = ("index", "gather", "scatter", "embedding")
+OWN = "sums over edges and interpolation"
 OTHER = "other (dispatch, autograd, Python)"
 
 
@@ -77,6 +78,8 @@ def class_of(kernel: str) -> str:
     name = kernel.lower()
     if "cpp_fused" in name:
         return "fused with gather or scatter" if any(part in name for part in GATHERS) else "fused elementwise"
+    if "pyg_equivariant" in name:
+        return OWN
     if not name.startswith("aten::"):
         return OTHER
     name = name.removeprefix("aten::")

@@ -24,6 +24,11 @@ class Contestant(ABC):
 
     model: nn.Module
 
+    @property
+    def parameters(self) -> int:
+        """How many the model has."""
+        return sum(p.numel() for p in self.model.parameters())
+
     @abstractmethod
     def inputs(self, case: Case) -> Any:
         """A case in the form that the model reads; made once, not timed."""

@@ -46,7 +46,7 @@ class Worker:
         measure(step, 2, self.device)
         return {
             "first_call_s": round(first, 2),
-            "parameters": sum(p.numel() for p in contestant.model.parameters()),
+            "parameters": contestant.parameters,
             "peak_mib": peak_memory(step, self.device),
         }
 

@@ -175,6 +175,12 @@ def test_training_trains_and_evaluation_does_not() -> None:
     assert any(not torch.equal(a, b) for a, b in zip(before, ours.model.parameters(), strict=True))
 
 
+def test_ours_is_frozen_for_evaluation() -> None:
+    trained, frozen = Ours(SchNet(8, 1, cutoff=CUTOFF)), Ours(SchNet(8, 1, cutoff=CUTOFF), train=False)
+    assert not any(p.requires_grad for p in frozen.model.parameters())
+    assert frozen.parameters == trained.parameters == sum(p.numel() for p in trained.model.parameters())
+
+
 def test_measure_counts_time_and_memory() -> None:
     times = measure(lambda: torch.randn(200_000), 5)
     assert len(times.wall) == len(times.processor) == 5
@@ -205,6 +211,7 @@ def test_flops_are_those_of_the_matrix_products() -> None:
     assert class_of("aten::addmm") == "matrix products"
     assert class_of("aten::index_add_") == "gather and scatter"
     assert class_of("aten::mul") == "elementwise"
+    assert class_of("pyg_equivariant::edge_sum_forward") == "sums over edges and interpolation"
 
 
 def test_command_line_says_what_it_takes() -> None:

@@ -193,14 +193,18 @@ class _Interaction(nn.Module):
 
 
 class _Output(nn.Module):
-    """``W MLP(P Σ_j W' e_ji ∘ m_ji)``, three dense layers and a linear one; ``project`` is P."""
+    """``W MLP(P Σ_j W' e_ji ∘ m_ji)``, three dense layers and a linear one; ``project`` is P.
+
+    W is zero at the start, as in the authors' code: messages are thousands there.
+    """
 
     def __init__(self, channels: int, num_basis: int, width: int, project: nn.Module) -> None:
         super().__init__()
         self.radial = orthogonal_dense(num_basis, channels, bias=False)
         self.project = project
         self.layers = nn.ModuleList(orthogonal_dense(width, width) for _ in range(3))
-        self.final = orthogonal_dense(width, channels, bias=False)
+        self.final = nn.Linear(width, channels, bias=False)
+        nn.init.zeros_(self.final.weight)
 
     def forward(
         self, x: Float[Tensor, "E C"], edge_rbf: Float[Tensor, "E K"], target: Int[Tensor, " E"], num_atoms: int

@@ -2,7 +2,7 @@
 
 A filter network is a smooth function of one number. Where there are thousands of pairs of atoms, it is computed at some
 hundred evenly spaced lengths instead, the nodes, and between them by the polynomial through the eight nearest. The
-values are as exact as the network's own in float32, slopes have a digit less, and the work of its layers no longer grows
+values are as exact as the network's own in float32, slopes have a digit less, and the work of its layers does not grow
 with the number of pairs.
 """
 

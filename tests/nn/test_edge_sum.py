@@ -157,7 +157,7 @@ FAULTS = """
 import resource, torch
 from pyg_equivariant.nn.native import kernels
 assert kernels() is not None
-for step in range(3):
+for step in range(20):  # until the heap has found its form
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     parts = [torch.ones(2**20) for _ in range(4)]
     del parts

@@ -237,9 +237,10 @@ def draw(data: Data, rows: list[dict[str, Any]], file: Path) -> None:
     left.set(xlabel="seconds of training", ylabel=f"MAE of {symbol} (validation), {unit}", yscale="log")
     left.set_ylim(top=5 * _mae(rows[-1], quantity))  # the first steps of some are far out
     right.set(xlabel=f"ms a step of {data.step}", ylabel=f"MAE of {symbol} (test), {unit}", xscale="log", yscale="log")
-    right.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    right.xaxis.set_major_formatter("{x:g}")
-    right.xaxis.set_minor_formatter(NullFormatter())
+    for axis in (right.xaxis, right.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
     figure.legend(loc="outside lower center", fontsize=8, ncols=5, title=f"test MAE, {unit}", title_fontsize=8)
     for axis in (left, right):
         axis.grid(alpha=0.3)

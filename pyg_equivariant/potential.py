@@ -166,16 +166,24 @@ class Predictor(Configurable):
         x = self.features(graph)
         return Prediction(properties={name: head(x, graph) for name, head in self.heads.items()})
 
-    def frozen(self: _Model, *, compile: bool = False) -> _Model:
+    def frozen(
+        self: _Model,
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        compile: bool = False,
+    ) -> _Model:
         """A copy for simulations, whose weights and modules must not change any more.
 
         In float32 on a CPU networks of the edges' lengths are tabulated, see :meth:`Representation.tabulate`: forces
-        change by 10⁻⁵ of their size. The copy can be neither trained nor saved.
+        change by about 10⁻⁵ of their size. The copy can be neither trained nor saved.
 
         Args:
+            device: Where to put the copy; where the model is, by default.
+            dtype: Its precision; the model's own, by default.
             compile: Whether to :meth:`compile` it, without the checks whether anything in it has changed.
         """
-        model = copy.deepcopy(self).eval().requires_grad_(False)
+        model = copy.deepcopy(self).to(device=device, dtype=dtype).eval().requires_grad_(False)
         with torch.no_grad():
             model.representation.tabulate()
         if compile:

@@ -1,6 +1,5 @@
 """A trained potential as an ASE calculator."""
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -122,7 +121,7 @@ class PygEquivariantCalculator(Calculator):
         super().__init__()
         if isinstance(model, str | Path):
             model = Potential.load(model)
-        self.model = copy.deepcopy(model).to(device=device, dtype=dtype).frozen(compile=compile)
+        self.model = model.frozen(device=device, dtype=dtype, compile=compile)
         self.neighbors = VerletList(model.cutoff, skin)
         named = [name for name in ("dipole", "charges") if name in model.quantities]
         self.implemented_properties = ["energy", "free_energy", "energies", "forces", "stress", *named]

@@ -120,15 +120,6 @@ class _Table:
         self.num_sh = 1 + max(term.sh for term in terms)
         self.num_weight = 1 + max(term.weight for term in terms)
 
-    @functools.lru_cache(maxsize=64)  # noqa: B019  (tables live as long as the program)
-    def pack(self, x_rows: int, weight_rows: int, columns: int) -> Any:
-        """What the kernel reads, for features, filters and geometry of these sizes."""
-        if x_rows < self.num_x or weight_rows < self.num_weight or columns < self.num_sh:
-            return None
-        numbers = len(self.groups), self.num_terms, x_rows, weight_rows, self.num_out, columns
-        where = [ctypes.addressof(array) for array in self.integers]
-        return (ctypes.c_int64 * 13)(*numbers, *where, ctypes.addressof(self.values))
-
 
 def _chunks(values: list[Any]) -> list[list[Any]]:
     return [values[n : n + _MOST_TERMS] for n in range(0, len(values), _MOST_TERMS)]
@@ -137,10 +128,21 @@ def _chunks(values: list[Any]) -> list[list[Any]]:
 _TABLES: dict[str, _Table] = {}
 
 
+@functools.lru_cache(maxsize=1024)
+def _pack(key: str, x_rows: int, weight_rows: int, columns: int) -> Any:
+    """What the kernel reads of a table for such features, filters and geometry; ``None`` if they are too small."""
+    table = _TABLES[key]
+    if x_rows < table.num_x or weight_rows < table.num_weight or columns < table.num_sh:
+        return None
+    numbers = len(table.groups), table.num_terms, x_rows, weight_rows, table.num_out, columns
+    where = [ctypes.addressof(array) for array in table.integers]
+    return (ctypes.c_int64 * 13)(*numbers, *where, ctypes.addressof(table.values))
+
+
 def _run(name: str, key: str, graph: Sequence[Tensor], arguments: Sequence[Tensor], out: Sequence[Tensor]) -> None:
     graph, arguments = [tensor.contiguous() for tensor in graph], [tensor.contiguous() for tensor in arguments]
     (atoms, x_rows, channels), (geometries, columns), (filters, weight_rows, width) = (t.shape for t in arguments[:3])
-    pack = _TABLES[key].pack(x_rows, weight_rows, columns)
+    pack = _pack(key, x_rows, weight_rows, columns)
     edges = len(graph[0])
     if pack is None or width != channels or not edges == geometries == len(graph[1]) == len(graph[2]):
         table = _TABLES[key]

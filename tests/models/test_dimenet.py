@@ -12,6 +12,7 @@ from torch_geometric.nn.models import dimenet_utils
 from pyg_equivariant.data import RadiusGraph
 from pyg_equivariant.models.dimenet import DimeNet, DimeNetPlusPlus
 from pyg_equivariant.nn.bessel import spherical_bessel_roots
+from pyg_equivariant.potential import Potential
 from pyg_equivariant.testing import assert_close, example_molecule, fill_by_formula
 
 CUTOFF = 3.0
@@ -175,3 +176,13 @@ def test_angles_of_periodic_images_count():
 def test_cutoff_is_finite():
     with pytest.raises(ValueError, match="finite radius"):
         DimeNet(8, 1, cutoff=math.inf)
+
+
+@pytest.mark.parametrize("model", [DimeNet, DimeNetPlusPlus])
+def test_outputs_are_zero_at_the_start(model):
+    """And learn: their last matrices have gradients, through a head of which a zero would hide them."""
+    potential = Potential(model(channels=8, num_layers=2, cutoff=3.0)).train()
+    potential(RadiusGraph(3.0)(example_molecule())).energy.sum().backward()
+    finals = [weight for name, weight in potential.named_parameters() if name.endswith("final.weight")]
+    assert len(finals) == 3
+    assert all(weight.eq(0.0).all() and weight.grad.ne(0.0).any() for weight in finals)

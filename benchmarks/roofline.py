@@ -2,9 +2,9 @@
 
     python -m benchmarks.roofline --out benchmarks/roofline.json
 
-FLOPs are counted in an eager step by the formulas of torch's ``FlopCounterMode`` (matrix products alone, forward and
-both backward passes); the same number is put over the time of the compiled step, which computes the same. Times are the
-processor's.
+FLOPs are counted in an eager step by the formulas of torch's ``FlopCounterMode``, which knows matrix products (forward
+and both backward passes), and by such formulas of ours for our own kernels; the same numbers are put over the time of
+the compiled step, which computes the same. Times are the processor's.
 """
 
 import argparse
@@ -29,6 +29,8 @@ from benchmarks.cases import CASES, CUTOFF
 from benchmarks.ours import Ours
 from benchmarks.steps import make_step, measure
 from pyg_equivariant.models import PaiNN
+from pyg_equivariant.nn.edge_sum import _TABLES
+from pyg_equivariant.nn.interpolation import POINTS
 
 # by the beginning of an operator's name; the first that fits
 CLASSES = {
@@ -53,24 +55,62 @@ def peak_gflops(size: int = 1024, repeats: int = 20) -> float:
     return 2e-6 * size**3 / min(times)
 
 
-class FlopCounter(TorchDispatchMode):
-    """``FlopCounterMode`` without its attribution to modules, whose hooks do not bear a gradient within the step."""
+def _of_edge_sum(of_group: int, of_term: int) -> Callable[..., int]:
+    """What a kernel in edge_sum.cpp does for each channel of an edge: multiplications and additions."""
 
-    total = 0
+    def flops(key: str, x: torch.Tensor, y: torch.Tensor, *others: torch.Tensor, out_val: object = None) -> int:
+        groups = _TABLES[key].groups
+        terms = sum(len(outs) for _, _, outs in groups)
+        return len(y) * x.shape[-1] * (of_group * len(groups) + of_term * terms)
+
+    return flops
+
+
+def _of_interpolation(wide: int) -> Callable[..., int]:
+    """Eight multiplications and additions for each row and each column of this argument."""
+
+    def flops(*args: Any, out_val: object = None) -> int:
+        return 2 * POINTS * len(args[2]) * args[wide].shape[1]
+
+    return flops
+
+
+_OWN = {
+    "edge_sum_forward": _of_edge_sum(1, 2),
+    "edge_sum_backward": _of_edge_sum(5, 4),
+    "edge_sum_second": _of_edge_sum(12, 10),
+    "interpolation_read": _of_interpolation(wide=0),
+    "interpolation_put": _of_interpolation(wide=1),
+    "interpolation_dot": _of_interpolation(wide=0),
+}
+FORMULAS = {getattr(torch.ops.pyg_equivariant, name): formula for name, formula in _OWN.items()}
+
+
+class FlopCounter(TorchDispatchMode):
+    """``FlopCounterMode`` without its attribution to modules, whose hooks do not bear a gradient within the step.
+
+    Attributes:
+        products: FLOPs of matrix products.
+        own: FLOPs of our own kernels.
+    """
+
+    products = own = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
         if func.overloadpacket in flop_registry:
-            self.total += flop_registry[func.overloadpacket](*args, **kwargs, out_val=output)
+            self.products += flop_registry[func.overloadpacket](*args, **kwargs, out_val=output)
+        elif func.overloadpacket in FORMULAS:
+            self.own += FORMULAS[func.overloadpacket](*args, **kwargs, out_val=output)
         return output
 
 
-def count_flops(step: Callable[[], object]) -> int:
-    """Of the matrix products of a step."""
+def count_flops(step: Callable[[], object]) -> FlopCounter:
+    """Of a step."""
     with FlopCounter() as counter:
         step()
-    return counter.total
+    return counter
 
 
 def class_of(kernel: str) -> str:
@@ -111,7 +151,10 @@ def main() -> None:
     case = CASES["ef"]()
     flops = count_flops(make_step(Ours(PaiNN(cutoff=CUTOFF)), case))
     peak = peak_gflops() * args.threads
-    print(f"{flops / 1e9:.2f} GFLOP a step; a matrix product reaches {peak:.1f} GFLOP/s")
+    print(
+        f"{flops.products / 1e9:.2f} GFLOP of matrix products and {flops.own / 1e9:.2f} of our kernels a step; "
+        f"one large product reaches {peak:.1f} GFLOP/s"
+    )
     document: dict[str, Any] = {
         "command": " ".join(["python -m benchmarks.roofline", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),
@@ -119,7 +162,7 @@ def main() -> None:
         "threads": args.threads,
         "versions": {name: version(name) for name in ("pyg_equivariant", "torch", "torch_geometric")},
         "case": case.description,
-        "flops": flops,
+        "flops": {"matrix products": flops.products, OWN: flops.own},
         "peak_gflops": round(peak, 2),
         "modes": {},
     }
@@ -128,15 +171,19 @@ def main() -> None:
         step = make_step(Ours(PaiNN(cutoff=CUTOFF), mode=mode), case)
         measure(step, 3)
         milliseconds = median(measure(step, args.steps).processor) / args.threads
-        gflops = 1e-6 * flops / milliseconds
+        gflops, products = (1e-6 * count / milliseconds for count in (flops.products + flops.own, flops.products))
         parts = shares(step, max(3, args.steps // 4))
         document["modes"][mode] = {
             "processor_ms": round(milliseconds, 3),
             "gflops": round(gflops, 2),
             "of_peak": round(gflops / peak, 4),
+            "of_peak_matrix_products_alone": round(products / peak, 4),
             "shares": parts,
         }
-        print(f"{mode}: {milliseconds:.1f} ms, {gflops:.1f} GFLOP/s, {gflops / peak:.0%} of the peak")
+        print(
+            f"{mode}: {milliseconds:.1f} ms, {gflops:.1f} GFLOP/s, {gflops / peak:.0%} of the peak "
+            f"({products / peak:.0%} by matrix products alone)"
+        )
         for name, share in parts.items():
             print(f"    {share:6.1%}  {milliseconds * share:8.2f} ms  {name}")
     if args.out:

@@ -17,6 +17,7 @@ from torch_geometric.data import Data
 
 from pyg_equivariant.heads import EnergyHead, Head
 from pyg_equivariant.models.base import Representation
+from pyg_equivariant.nn.compiler import register_rules
 from pyg_equivariant.nn.configurable import Configurable, build, describe
 from pyg_equivariant.nn.conv import segment_sum
 from pyg_equivariant.nn.embedding import MAX_Z
@@ -181,13 +182,16 @@ class Predictor(Configurable):
         Args:
             device: Where to put the copy; where the model is, by default.
             dtype: Its precision; the model's own, by default.
-            compile: Whether to :meth:`compile` it, without the checks whether anything in it has changed.
+            compile: Whether to :meth:`compile` it, without the checks whether anything in it has changed, and on a CPU
+                with nothing of it in Python.
         """
         model = copy.deepcopy(self).to(device=device, dtype=dtype).eval().requires_grad_(False)
         with torch.no_grad():
             model.representation.tabulate()
         if compile:
-            model.compile(options={"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe})
+            guards = torch.compiler.skip_guard_on_all_nn_modules_unsafe
+            on_cpu = next(model.parameters()).device.type == "cpu"
+            model.compile(options={"guard_filter_fn": guards, "cpp_wrapper": on_cpu})
         return model
 
     def compile(self, **options: Any) -> None:
@@ -196,8 +200,7 @@ class Predictor(Configurable):
         The first step then takes a minute or so. Shapes may change from batch to batch.
 
         Args:
-            options: For ``torch.compile``. ``options={"cpp_wrapper": True}`` calls the kernels from C++, which takes a
-                minute more to compile; energy and forces of one aspirin took PaiNN a quarter less time.
+            options: For ``torch.compile``.
 
         Raises:
             RuntimeError: if this torch (before 2.13) cannot trace ``autograd.grad``.
@@ -206,6 +209,7 @@ class Predictor(Configurable):
             raise RuntimeError(
                 f"compiling forces needs torch 2.13 or newer, this is {torch.__version__}: do not compile"
             )
+        register_rules()
         compiled = torch.compile(self.derive, **{"fullgraph": True, "dynamic": True, **options})
 
         def step(*args: Any, **kwargs: Any) -> Prediction:

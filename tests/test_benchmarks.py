@@ -24,6 +24,8 @@ from benchmarks.steps import make_step, measure, peak_memory
 from pyg_equivariant import models
 from pyg_equivariant.models import NequIP, PaiNN, SchNet
 from pyg_equivariant.models.base import Representation
+from pyg_equivariant.nn.edge_sum import CONSTANT, EdgeSum, Term
+from pyg_equivariant.nn.interpolation import Interpolation, interpolate
 from pyg_equivariant.training.cli import main
 
 METHANOL, WATER = ase.build.molecule("CH3OH"), ase.build.molecule("H2O")
@@ -203,11 +205,24 @@ def test_scaling_measures_and_draws(tmp_path: Path) -> None:
     assert (tmp_path / "scaling.png").stat().st_size > 10_000
 
 
-def test_flops_are_those_of_the_matrix_products() -> None:
-    assert count_flops(lambda: torch.mm(torch.ones(3, 5), torch.ones(5, 7)) + 1) == 2 * 3 * 5 * 7
+def test_flops() -> None:
+    def sums() -> None:
+        total = EdgeSum([Term(0, 0, CONSTANT, 0, 1.0), *(Term(1 + k, 0, k, 1, 1.0) for k in range(3))], 4)
+        x, weight = torch.ones(2, 1, 8), torch.ones(5, 2, 8)
+        total(x, torch.ones(5, 3), weight, torch.zeros(2, 5, dtype=torch.long))
+        interpolate(torch.ones(9, 6), Interpolation(torch.ones(7, 8), torch.zeros(7, dtype=torch.long)))
+
+    product = count_flops(lambda: torch.mm(torch.ones(3, 5), torch.ones(5, 7)) + 1)
+    assert (product.products, product.own) == (2 * 3 * 5 * 7, 0)
+    kernels = count_flops(sums)
+    assert (kernels.products, kernels.own) == (0, 5 * 8 * (2 + 2 * 4) + 2 * 8 * 7 * 6)
     ours = Ours(PaiNN(8, 1, cutoff=CUTOFF))
-    alone = count_flops(make_step(ours, tiny("md")))
-    assert 2 * alone < count_flops(make_step(ours, tiny("ef", train=True))) < 8 * alone, "the second derivatives too"
+    alone, training = count_flops(make_step(ours, tiny("md"))), count_flops(make_step(ours, tiny("ef", train=True)))
+    assert 2 * alone.products < training.products < 8 * alone.products, "the second derivatives too"
+    assert 2 * alone.own < training.own < 8 * alone.own
+
+
+def test_classes_of_kernels() -> None:
     assert class_of("aten::addmm") == "matrix products"
     assert class_of("aten::index_add_") == "gather and scatter"
     assert class_of("aten::mul") == "elementwise"

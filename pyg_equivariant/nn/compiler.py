@@ -1,9 +1,13 @@
-"""Hints for the compiler that change no value."""
+"""What the compiler is told: hints that change no value."""
+
+import functools
 
 import torch
 from torch import Tensor
 
-__all__ = ["stored"]
+from pyg_equivariant.nn.native import DECOMPOSITIONS
+
+__all__ = ["register_rules", "stored"]
 
 
 @torch.library.custom_op("pyg_equivariant::stored", mutates_args=())
@@ -34,3 +38,19 @@ def stored(x: Tensor) -> Tensor:
         return x
     result: Tensor = _stored(x)
     return result
+
+
+@functools.cache
+def register_rules() -> None:
+    """Tells the compiler what our operations are: without these rules it calls all of them by way of Python."""
+    from torch._inductor.decomposition import register_decomposition
+    from torch._inductor.lowering import register_lowering
+
+    for operation, kernel in DECOMPOSITIONS.items():
+        register_decomposition([operation])(kernel)
+
+    def realize(x: "torch._inductor.ir.TensorBox") -> "torch._inductor.ir.TensorBox":
+        x.realize()
+        return x
+
+    register_lowering(torch.ops.pyg_equivariant.stored.default, type_promotion_kind=None)(realize)

@@ -1,6 +1,5 @@
 """Sums over edges of products of features, geometry and filters: the inner loop of nearly all models."""
 
-import ctypes
 import functools
 import hashlib
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pyg_equivariant.nn.native import addresses, kernels, one_by_one, runs_on
+from pyg_equivariant.nn.native import define, kernels, operation, runs_on
 
 __all__ = ["CONSTANT", "EdgeSum", "Term"]
 
@@ -86,6 +85,8 @@ class EdgeSum:
         source, target = edge_index
         row = torch.arange(len(source), device=source.device) if pair is None else pair
         if runs_on(x) and x.dtype == edge_sh.dtype == weight.dtype:  # under autocast they may differ
+            if not torch.compiler.is_compiling():
+                _tell(self.key)
             total: Tensor = _forward(self.key, x, edge_sh, weight, source, target, row)
             return total
         return _reference(_TABLES[self.key], x, edge_sh, weight, source, target, row)
@@ -112,13 +113,7 @@ class _Table:
                 first_entry.append(len(columns))
             first_term.append(len(out))
         rows = [x for x, _, _ in self.groups], [weight for _, weight, _ in self.groups]
-        integers = (*rows, first_term, out, first_entry, columns)
-        self.integers = [(ctypes.c_int32 * len(numbers))(*numbers) for numbers in integers]
-        self.values = (ctypes.c_double * len(values))(*values)
-        self.num_terms = len(out)
-        self.num_x = 1 + max(term.x for term in terms)
-        self.num_sh = 1 + max(term.sh for term in terms)
-        self.num_weight = 1 + max(term.weight for term in terms)
+        self.lists = (*rows, first_term, out, first_entry, columns, values)
 
 
 def _chunks(values: list[Any]) -> list[list[Any]]:
@@ -128,47 +123,11 @@ def _chunks(values: list[Any]) -> list[list[Any]]:
 _TABLES: dict[str, _Table] = {}
 
 
-@functools.lru_cache(maxsize=1024)
-def _pack(key: str, x_rows: int, weight_rows: int, columns: int) -> Any:
-    """What the kernel reads of a table for such features, filters and geometry; ``None`` if they are too small."""
-    table = _TABLES[key]
-    if x_rows < table.num_x or weight_rows < table.num_weight or columns < table.num_sh:
-        return None
-    numbers = len(table.groups), table.num_terms, x_rows, weight_rows, table.num_out, columns
-    where = [ctypes.addressof(array) for array in table.integers]
-    return (ctypes.c_int64 * 13)(*numbers, *where, ctypes.addressof(table.values))
-
-
-def _run(name: str, key: str, graph: Sequence[Tensor], arguments: Sequence[Tensor], out: Sequence[Tensor]) -> None:
-    graph, arguments = [tensor.contiguous() for tensor in graph], [tensor.contiguous() for tensor in arguments]
-    (atoms, x_rows, channels), (geometries, columns), (filters, weight_rows, width) = (t.shape for t in arguments[:3])
-    pack = _pack(key, x_rows, weight_rows, columns)
-    edges = len(graph[0])
-    if pack is None or width != channels or not edges == geometries == len(graph[1]) == len(graph[2]):
-        table = _TABLES[key]
-        raise ValueError(
-            f"a sum over {edges} edges with {table.num_x} rows of features, {table.num_sh} columns of geometry and "
-            f"{table.num_weight} rows of filters got features {[atoms, x_rows, channels]}, geometry "
-            f"{[geometries, columns]}, filters {[filters, weight_rows, width]} and indices {[len(i) for i in graph]}"
-        )
-    numbers = edges, atoms, filters, channels, torch.get_num_threads()
-    size = _SIZE(*numbers, *(index.data_ptr() for index in graph))
-    function = getattr(kernels(), _NAMES[name, arguments[0].dtype])
-    stray = function(pack, size, addresses(*arguments), addresses(*out))
-    if stray >= 0:
-        source, target, row = (int(index[stray]) for index in graph)
-        raise IndexError(
-            f"edge {stray} leads from atom {source} to atom {target} with filter {row}, but there are {atoms} atoms "
-            f"and {filters} filters"
-        )
-
-
-_SIZE = ctypes.c_int64 * 8
-_NAMES = {
-    (name, dtype): f"{name}_{kind}"
-    for name in ("forward", "backward", "second")
-    for dtype, kind in ((torch.float32, "float"), (torch.float64, "double"))
-}
+@functools.cache
+def _tell(key: str) -> None:
+    """Lets the kernels know these terms."""
+    if kernels():
+        torch.ops.pyg_equivariant.edge_sum_terms(key, *_TABLES[key].lists, _TABLES[key].num_out)
 
 
 def _reference(
@@ -192,64 +151,31 @@ def _reference(
 # The kernel and its derivatives, as operations that autograd and the compiler know.
 
 
-@torch.library.custom_op("pyg_equivariant::edge_sum_forward", mutates_args=())
-def _forward(key: str, x: Tensor, y: Tensor, w: Tensor, source: Tensor, target: Tensor, row: Tensor) -> Tensor:
-    out = x.new_zeros(len(x), _TABLES[key].num_out, x.shape[2])
-    _run("forward", key, (source, target, row), (x, y, w), (out,))
-    return out
+def _empty(like: Tensor) -> Tensor:
+    return torch.empty(like.shape, dtype=like.dtype, device=like.device)
 
 
-@_forward.register_fake
-def _(key: str, x: Tensor, y: Tensor, w: Tensor, source: Tensor, target: Tensor, row: Tensor) -> Tensor:
+def _total(key: str, x: Tensor, *others: Tensor) -> Tensor:
+    _tell(key)
     return x.new_empty(x.shape[0], _TABLES[key].num_out, x.shape[2])
 
 
-@torch.library.custom_op("pyg_equivariant::edge_sum_backward", mutates_args=())
-def _backward(
-    key: str, x: Tensor, y: Tensor, w: Tensor, g: Tensor, source: Tensor, target: Tensor, row: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    out = _zeros(x), _zeros(y), _empty(w)
-    _run("backward", key, (source, target, row), (x, y, w, g), out)
-    return out
-
-
-@_backward.register_fake
-def _(
-    key: str, x: Tensor, y: Tensor, w: Tensor, g: Tensor, source: Tensor, target: Tensor, row: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty(x), _empty(y), _empty(w)
-
-
-@torch.library.custom_op("pyg_equivariant::edge_sum_second", mutates_args=())
-def _second(
-    key: str,
-    x: Tensor,
-    y: Tensor,
-    w: Tensor,
-    g: Tensor,
-    hx: Tensor,
-    hy: Tensor,
-    hw: Tensor,
-    source: Tensor,
-    target: Tensor,
-    row: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    out = _zeros(x), _zeros(y), _empty(w), _zeros(g)
-    _run("second", key, (source, target, row), (x, y, w, g, hx, hy, hw), out)
-    return out
-
-
-@_second.register_fake
-def _(key: str, x: Tensor, y: Tensor, w: Tensor, g: Tensor, *others: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _empty(x), _empty(y), _empty(w), _empty(g)
-
-
-def _zeros(like: Tensor) -> Tensor:
-    return torch.zeros(like.shape, dtype=like.dtype, device=like.device)
-
-
-def _empty(like: Tensor) -> Tensor:
-    return torch.empty(like.shape, dtype=like.dtype, device=like.device)
+_TERMS = "int[] a, int[] f, int[] first_term, int[] o, int[] first_entry, int[] b, float[] v"
+define(f"edge_sum_terms(str key, {_TERMS}, int num_out) -> ()")
+_GRAPH = "Tensor source, Tensor target, Tensor row"
+_forward = operation(
+    f"edge_sum_forward(str key, Tensor x, Tensor y, Tensor w, {_GRAPH}) -> Tensor",
+    _total,
+)
+_backward = operation(
+    f"edge_sum_backward(str key, Tensor x, Tensor y, Tensor w, Tensor g, {_GRAPH}) -> (Tensor, Tensor, Tensor)",
+    lambda key, x, y, w, *others: (_empty(x), _empty(y), _empty(w)),
+)
+_second = operation(
+    "edge_sum_second(str key, Tensor x, Tensor y, Tensor w, Tensor g, Tensor hx, Tensor hy, Tensor hw, "
+    f"{_GRAPH}) -> (Tensor, Tensor, Tensor, Tensor)",
+    lambda key, x, y, w, g, *others: (_empty(x), _empty(y), _empty(w), _empty(g)),
+)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
@@ -280,10 +206,5 @@ def _second_backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
     return None, *third, None, None, None
 
 
-_forward.register_autograd(_forward_backward, setup_context=_save)
-_backward.register_autograd(_backward_backward, setup_context=_save)
-_second.register_autograd(_second_backward, setup_context=_save)
-
-
-for _each in (_forward, _backward, _second):
-    _each.register_vmap(one_by_one(_each))
+for _each, _derivative in ((_forward, _forward_backward), (_backward, _backward_backward), (_second, _second_backward)):
+    torch.library.register_autograd(_each, _derivative, setup_context=_save)

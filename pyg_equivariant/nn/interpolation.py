@@ -6,7 +6,6 @@ values are as exact as the network's own in float32, slopes have a digit less, a
 with the number of pairs.
 """
 
-import ctypes
 import math
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pyg_equivariant.nn.native import addresses, kernels, one_by_one, runs_on
+from pyg_equivariant.nn.native import operation, runs_on
 
 __all__ = ["Interpolation", "RadialNodes", "Table", "interpolate", "tabulate_filter"]
 
@@ -151,82 +150,23 @@ def interpolate(values: Float[Tensor, "R *W"], table: Interpolation | None) -> F
 # Q = Σ_pm c[p, m] (table[start[p] + m] · g[p]): read = ∂Q/∂g, put = ∂Q/∂table, dot = ∂Q/∂c.
 
 
-def _run(name: str, start: Tensor, nodes: int, width: int, inputs: tuple[Tensor, Tensor], out: Tensor) -> Tensor:
-    start, first, second = start.contiguous(), *(tensor.contiguous() for tensor in inputs)
-    size = _SIZE(len(start), nodes, width, torch.get_num_threads(), start.data_ptr())
-    if not _kernel(name, out)(size, *map(ctypes.c_void_p, addresses(first, second, out))):
-        raise IndexError(f"an interpolation reads beyond its {nodes} nodes")
-    return out
-
-
-_SIZE = ctypes.c_int64 * 5
-
-
-def _kernel(name: str, like: Tensor) -> Any:
-    library = kernels()
-    if library is None or not like.is_cpu:
-        raise RuntimeError("interpolation has kernels for the CPU only, made by a C++ compiler")
-    return getattr(library, f"interpolation_{name}_{'float' if like.dtype == torch.float32 else 'double'}")
-
-
-@torch.library.custom_op("pyg_equivariant::interpolation_polynomials", mutates_args=())
-def _polynomials(place: Tensor, order: int) -> Tensor:
-    """Derivatives of the Lagrange polynomials ``Π_{k≠m} (t − k)/(m − k)`` for m = 0 to 7."""
-    place, out = place.contiguous(), place.new_empty(len(place), POINTS)
-    _kernel("polynomials", out)(
-        ctypes.c_int64(len(place)), ctypes.c_int64(order), *map(ctypes.c_void_p, addresses(place, out))
-    )
-    return out
-
-
-@_polynomials.register_fake
-def _(place: Tensor, order: int) -> Tensor:
-    return place.new_empty(place.shape[0], POINTS)
-
-
-def _polynomials_save(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
-    place, ctx.order = inputs
-    ctx.save_for_backward(place)
-
-
-def _polynomials_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    (place,) = ctx.saved_tensors
-    return (g * _polynomials(place, ctx.order + 1)).sum(-1), None
-
-
-_polynomials.register_autograd(_polynomials_backward, setup_context=_polynomials_save)
-
-
-@torch.library.custom_op("pyg_equivariant::interpolation_read", mutates_args=())
-def _read(table: Tensor, c: Tensor, start: Tensor) -> Tensor:
-    nodes, width = table.shape
-    return _run("read", start, nodes, width, (table, c), table.new_empty(len(start), width))
-
-
-@torch.library.custom_op("pyg_equivariant::interpolation_put", mutates_args=())
-def _put(c: Tensor, g: Tensor, start: Tensor, nodes: int) -> Tensor:
-    return _run("put", start, nodes, g.shape[1], (c, g), g.new_zeros(nodes, g.shape[1]))
-
-
-@torch.library.custom_op("pyg_equivariant::interpolation_dot", mutates_args=())
-def _dot(g: Tensor, table: Tensor, start: Tensor) -> Tensor:
-    nodes, width = table.shape
-    return _run("dot", start, nodes, width, (g, table), g.new_empty(len(start), POINTS))
-
-
-@_read.register_fake
-def _(table: Tensor, c: Tensor, start: Tensor) -> Tensor:
-    return table.new_empty(c.shape[0], table.shape[1])
-
-
-@_put.register_fake
-def _(c: Tensor, g: Tensor, start: Tensor, nodes: int) -> Tensor:
-    return g.new_empty(nodes, g.shape[1])
-
-
-@_dot.register_fake
-def _(g: Tensor, table: Tensor, start: Tensor) -> Tensor:
-    return g.new_empty(g.shape[0], POINTS)
+_read = operation(
+    "interpolation_read(Tensor table, Tensor c, Tensor start) -> Tensor",
+    lambda table, c, start: table.new_empty(c.shape[0], table.shape[1]),
+)
+_put = operation(
+    "interpolation_put(Tensor c, Tensor g, Tensor start, SymInt nodes) -> Tensor",
+    lambda c, g, start, nodes: g.new_empty(nodes, g.shape[1]),
+)
+_dot = operation(
+    "interpolation_dot(Tensor g, Tensor table, Tensor start) -> Tensor",
+    lambda g, table, start: g.new_empty(g.shape[0], POINTS),
+)
+# derivatives of the Lagrange polynomials Π_{k≠m} (t − k)/(m − k) for m = 0 to 7
+_polynomials = operation(
+    "interpolation_polynomials(Tensor place, int order) -> Tensor",
+    lambda place, order: place.new_empty(place.shape[0], POINTS),
+)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
@@ -249,8 +189,16 @@ def _dot_backward(ctx: Any, h: Tensor) -> tuple[Tensor | None, ...]:
     return _read(table, h, start), _put(h, g, start, table.shape[0]), None
 
 
-_read.register_autograd(_read_backward, setup_context=_save)
-_put.register_autograd(_put_backward, setup_context=_save)
-_dot.register_autograd(_dot_backward, setup_context=_save)
-for _each in (_polynomials, _read, _put, _dot):
-    _each.register_vmap(one_by_one(_each))
+def _polynomials_save(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
+    place, ctx.order = inputs
+    ctx.save_for_backward(place)
+
+
+def _polynomials_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    (place,) = ctx.saved_tensors
+    return (g * _polynomials(place, ctx.order + 1)).sum(-1), None
+
+
+for _each, _derivative in ((_read, _read_backward), (_put, _put_backward), (_dot, _dot_backward)):
+    torch.library.register_autograd(_each, _derivative, setup_context=_save)
+torch.library.register_autograd(_polynomials, _polynomials_backward, setup_context=_polynomials_save)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pyg_equivariant.nn.native import addresses, kernels, runs_on
+from pyg_equivariant.nn.native import operation, runs_on
 
 __all__ = ["Pairs", "find_pairs", "spread"]
 
@@ -44,7 +44,10 @@ def find_pairs(edge_index: Int[Tensor, "2 E"], edge_vec: Float[Tensor, "E 3"]) -
         >>> find_pairs(edge_index, torch.tensor([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0]]))
         Pairs(first=tensor([0, 2]), of=tensor([0, 0, 1]))
     """
-    return Pairs(*_find_pairs(edge_index, edge_vec.detach()))
+    if runs_on(edge_vec):
+        return Pairs(*_find_pairs(edge_index, edge_vec.detach()))
+    edge = torch.arange(edge_index.shape[1], device=edge_index.device)
+    return Pairs(edge, edge)
 
 
 def spread(values: Float[Tensor, "P ..."], pair: Int[Tensor, " E"] | None) -> Float[Tensor, "E ..."]:
@@ -52,22 +55,10 @@ def spread(values: Float[Tensor, "P ..."], pair: Int[Tensor, " E"] | None) -> Fl
     return values if pair is None else values.index_select(0, pair)
 
 
-@torch.library.custom_op("pyg_equivariant::find_pairs", mutates_args=())
-def _find_pairs(edge_index: Tensor, edge_vec: Tensor) -> tuple[Tensor, Tensor]:
-    source, target, edge_vec = edge_index[0].contiguous(), edge_index[1].contiguous(), edge_vec.contiguous()
-    edge = torch.arange(len(source), device=source.device)
-    if not runs_on(edge_vec):
-        return edge, edge.clone()
-    first, of = torch.empty_like(edge), torch.empty_like(edge)
-    find = getattr(kernels(), f"pairs_{'float' if edge_vec.dtype == torch.float32 else 'double'}")
-    count = find(len(edge), *addresses(source, target, edge_vec, first, of))
-    if count == 1:  # the compiler asks all the time whether a size is 1, and must know that it is not
-        return edge, edge.clone()
-    return first[:count].clone(), of
-
-
-@_find_pairs.register_fake
-def _(edge_index: Tensor, edge_vec: Tensor) -> tuple[Tensor, Tensor]:
+def _shapes(edge_index: Tensor, edge_vec: Tensor) -> tuple[Tensor, Tensor]:
     of = torch.empty_like(edge_index[0])
     edges = of.shape[0]
     return of.new_empty(torch.library.get_ctx().new_dynamic_size(min=2) if edges > 1 else edges), of
+
+
+_find_pairs = operation("find_pairs(Tensor edge_index, Tensor edge_vec) -> (Tensor, Tensor)", _shapes)

@@ -1,5 +1,6 @@
 """Kernels for the CPU, compiled on first use."""
 
+import concurrent.futures
 import ctypes
 import functools
 import hashlib
@@ -10,37 +11,47 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
-__all__ = ["addresses", "kernels", "one_by_one", "runs_on"]
+__all__ = ["DECOMPOSITIONS", "define", "kernels", "operation", "runs_on"]
 
+NAMESPACE = "pyg_equivariant"
 SLOW = "models need several times longer on the CPU"
 SOURCES = sorted(Path(__file__).parent.glob("*.cpp"))
+HEADERS = sorted(Path(__file__).parent.glob("*.h"))
+
+DECOMPOSITIONS: dict[OpOverload, OpOverload] = {}
+"""What an operation is for the compiler, which has its derivatives already: the kernel without autograd's layer."""
+
+_LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
 @functools.cache
-def kernels() -> ctypes.CDLL | None:
-    """The compiled kernels; ``None``, after a warning, where no compiler can make them.
+def kernels() -> bool:
+    """Whether there are kernels: not, after a warning, where no compiler can make them.
 
-    Compiling takes some seconds, once for a machine: the library is kept in the user's cache folder.
+    Compiling takes some ten seconds, once for a machine: the library is kept in the user's cache folder.
     """
     candidates = [shlex.split(os.environ.get("CXX", "")), ["g++"], ["clang++"], ["c++"]]
     compiler = next((command for command in candidates if command and shutil.which(command[0])), None)
     if compiler is None or platform.system() == "Windows":
         warnings.warn(f"no C++ compiler was found: {SLOW}", stacklevel=2)
-        return None
-    flags = ["-O3", "-march=native", "-std=c++17", "-shared", "-fPIC"]
+        return False
+    flags = ["-O3", "-march=native", "-std=c++20", "-fPIC"]
+    flags.append(f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}")
     if platform.system() != "Darwin":  # whose compiler has no OpenMP
         flags.append("-fopenmp")
     if torch.backends.cpu.get_cpu_capability() == "AVX512":  # older compilers do not know newer processors
         flags += ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw"]
     native = _run([*compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull])
-    text = "\0".join([*(source.read_text() for source in SOURCES), *compiler, *flags, native.stdout])
-    name = f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
+    parts = [*(file.read_text() for file in SOURCES + HEADERS), *compiler, *flags, torch.__version__, native.stdout]
+    name = f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyg_equivariant" / "kernels"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -49,20 +60,28 @@ def kernels() -> ctypes.CDLL | None:
     file = folder / name
     if not file.exists():
         with tempfile.TemporaryDirectory(dir=folder) as own:  # of several processes the last one wins
-            done = _run([*compiler, *flags, "-o", f"{own}/{name}", *map(str, SOURCES)])
-            if done.returncode:
-                reason = (done.stderr.strip() or "no message").splitlines()[0]
+            failure = _build([*compiler, *flags], Path(own), name)
+            if failure is not None:
+                reason = (failure.strip() or "no message").splitlines()[0]
                 warnings.warn(f"{compiler[0]} failed on the kernels ({reason}): {SLOW}", stacklevel=2)
-                return None
-            os.replace(f"{own}/{name}", file)
+                return False
+            os.replace(Path(own) / name, file)
     _keep_memory()
-    library = ctypes.CDLL(str(file))
-    for kind in ("float", "double"):
-        pairs = getattr(library, f"pairs_{kind}")
-        pairs.argtypes, pairs.restype = [ctypes.c_int64, *[ctypes.c_void_p] * 5], ctypes.c_int64
-        for name in ("forward", "backward", "second", *(f"interpolation_{each}" for each in ("read", "put", "dot"))):
-            getattr(library, f"{name}_{kind}").restype = ctypes.c_int64
-    return library
+    torch.ops.load_library(file)
+    return True
+
+
+def _build(compiler: list[str], folder: Path, name: str) -> str | None:
+    """Compiles the files, all at once, and links them; what the compiler says if it fails."""
+    torch_folder = Path(torch.__file__).parent
+    include = [f"-I{torch_folder / 'include'}", f"-I{torch_folder / 'include/torch/csrc/api/include'}"]
+    link = [f"-L{torch_folder / 'lib'}", f"-Wl,-rpath,{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10"]
+    objects = [f"{folder / source.stem}.o" for source in SOURCES]
+    commands = [[*compiler, *include, "-c", str(f), "-o", o] for f, o in zip(SOURCES, objects, strict=True)]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        outcomes = list(pool.map(_run, commands))
+    outcomes.append(_run([*compiler, "-shared", *objects, "-o", str(folder / name), *link]))
+    return next((outcome.stderr for outcome in outcomes if outcome.returncode), None)
 
 
 def _keep_memory() -> None:
@@ -85,15 +104,39 @@ def _run(command: list[str]) -> "subprocess.CompletedProcess[str]":
 def runs_on(x: Tensor) -> bool:
     """Whether the kernels can work on such a tensor."""
     fits = x.is_cpu and x.dtype in (torch.float32, torch.float64)
-    return fits and (torch.compiler.is_compiling() or kernels() is not None)  # which needs a compiler itself
+    return fits and (torch.compiler.is_compiling() or kernels())  # which needs a compiler itself
 
 
-def addresses(*tensors: Tensor) -> "ctypes.Array[ctypes.c_void_p]":
-    """Where contiguous tensors lie."""
-    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
+def define(schema: str) -> None:
+    """An operation that is in C++, of which Python knows no more than how to call it."""
+    _LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
 
 
-def one_by_one(operation: Any) -> Any:
+def operation(schema: str, fake: Callable[..., Any]) -> OpOverload:
+    """An operation whose kernel is in C++, for :func:`runs_on` tensors; it has no derivatives yet.
+
+    Args:
+        schema: As :meth:`torch.library.Library.define` reads it.
+        fake: Empty tensors of the outcome's shapes.
+    """
+
+    def shapes(*args: Any) -> Any:
+        kernels()  # what is compiled needs them when it runs
+        return fake(*args)
+
+    name = schema.partition("(")[0]
+    for each in (schema, f"_{schema}"):
+        define(each)
+    for each in (name, f"_{name}"):
+        torch.library.register_fake(f"{NAMESPACE}::{each}", shapes, lib=_LIBRARY)
+    namespace = getattr(torch.ops, NAMESPACE)
+    operation: OpOverload = getattr(namespace, name).default
+    DECOMPOSITIONS[operation] = getattr(namespace, f"_{name}").default
+    torch.library.register_vmap(operation, _one_by_one(operation), lib=_LIBRARY)
+    return operation
+
+
+def _one_by_one(operation: OpOverload) -> Callable[..., Any]:
     """A rule for ``torch.vmap``: the operation on each part of a batch."""
 
     def batched(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:

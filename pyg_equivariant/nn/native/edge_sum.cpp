@@ -8,24 +8,14 @@
 // next to each other in memory and are handled by vectors of 64 bytes, what is left over one by one. Threads divide the
 // channels, so that no two write to the same place.
 
+#include "kernels.h"
+
 #include <algorithm>
-#include <cstdint>
 #include <cstring>
 #include <utility>
 #include <vector>
 
-struct Table {
-    int64_t groups, terms, x_rows, w_rows, out_rows, y_size;
-    const int32_t *a, *f, *first_term;     // of each group
-    const int32_t *o, *first_entry;        // of each term
-    const int32_t *b;                      // of each entry; -1 stands for a constant
-    const double *v;
-};
-
-struct Graph {
-    int64_t edges, nodes, rows, channels, threads;
-    const int64_t *source, *target, *row;
-};
+namespace kernels {
 
 template <typename T> using Vector __attribute__((vector_size(64), aligned(sizeof(T)), may_alias)) = T;
 
@@ -44,7 +34,7 @@ template <typename V> static auto total(V value) {
 template <typename T> static void coefficients(const Table &table, const T *y, bool constant, T *k) {
     for (int64_t term = 0; term < table.terms; ++term) {
         T sum = 0;
-        for (int32_t i = table.first_entry[term]; i < table.first_entry[term + 1]; ++i)
+        for (int64_t i = table.first_entry[term]; i < table.first_entry[term + 1]; ++i)
             sum += table.b[i] < 0 ? (constant ? T(table.v[i]) : T(0)) : T(table.v[i]) * y[table.b[i]];
         k[term] = sum;
     }
@@ -52,7 +42,7 @@ template <typename T> static void coefficients(const Table &table, const T *y, b
 
 template <typename T> static void scatter(const Table &table, const T *dot, T *y) {
     for (int64_t term = 0; term < table.terms; ++term)
-        for (int32_t i = table.first_entry[term]; i < table.first_entry[term + 1]; ++i)
+        for (int64_t i = table.first_entry[term]; i < table.first_entry[term + 1]; ++i)
             if (table.b[i] >= 0) y[table.b[i]] += T(table.v[i]) * dot[term];
 }
 
@@ -74,13 +64,13 @@ template <typename T, typename Work> static void split(const Table &table, const
 // Calls work.run<V, TERMS>(group, first term, from, to) for each group: V is a vector, then a number for the rest.
 template <typename T, typename Work> static void each_group(const Table &table, int64_t n, Work &work) {
     const int64_t whole = n / int64_t(64 / sizeof(T)) * int64_t(64 / sizeof(T));
-    auto both = [&](auto terms, int64_t i, int32_t j) {
+    auto both = [&](auto terms, int64_t i, int64_t j) {
         constexpr int TERMS = decltype(terms)::value;
         work.template run<Vector<T>, TERMS>(i, j, 0, whole);
         if (whole < n) work.template run<T, TERMS>(i, j, whole, n);
     };
     for (int64_t i = 0; i < table.groups; ++i) {
-        const int32_t j = table.first_term[i];
+        const int64_t j = table.first_term[i];
         switch (table.first_term[i + 1] - j) {
             case 1: both(std::integral_constant<int, 1>(), i, j); break;
             case 2: both(std::integral_constant<int, 2>(), i, j); break;
@@ -97,7 +87,7 @@ template <typename T> struct Forward {
     const T *x, *w, *k;
     T *out;
 
-    template <typename V, int TERMS> void run(int64_t i, int32_t j, int64_t from, int64_t to) {
+    template <typename V, int TERMS> void run(int64_t i, int64_t j, int64_t from, int64_t to) {
         const T *xa = x + table.a[i] * C, *wf = w + table.f[i] * C;
         T *o[TERMS];
         V kj[TERMS];
@@ -146,7 +136,7 @@ template <typename T> struct Backward {
     const T *x, *w, *g, *k;
     T *x_out, *w_out, *dot;
 
-    template <typename V, int TERMS> void run(int64_t i, int32_t j, int64_t from, int64_t to) {
+    template <typename V, int TERMS> void run(int64_t i, int64_t j, int64_t from, int64_t to) {
         const int64_t xr = table.a[i] * C, wr = table.f[i] * C;
         const T *go[TERMS];
         V kj[TERMS], d[TERMS];
@@ -194,7 +184,7 @@ template <typename T> struct Second {
     const T *x, *w, *g, *hx, *hw, *k, *h;
     T *x_out, *w_out, *g_out, *dot;
 
-    template <typename V, int TERMS> void run(int64_t i, int32_t j, int64_t from, int64_t to) {
+    template <typename V, int TERMS> void run(int64_t i, int64_t j, int64_t from, int64_t to) {
         const int64_t xr = table.a[i] * C, wr = table.f[i] * C;
         int64_t row[TERMS];
         V kj[TERMS], hj[TERMS], d[TERMS];
@@ -251,22 +241,36 @@ static int64_t stray(const Graph &graph) {
     return -1;
 }
 
-#define FUNCTIONS(T)                                                                                                   \
-    extern "C" int64_t forward_##T(const Table *table, const Graph *graph, const T *const *in, T *const *out) {        \
-        const int64_t edge = stray(*graph);                                                                            \
-        if (edge < 0) forward<T>(*table, *graph, in[0], in[1], in[2], out[0]);                                         \
-        return edge;                                                                                                   \
-    }                                                                                                                  \
-    extern "C" int64_t backward_##T(const Table *table, const Graph *graph, const T *const *in, T *const *out) {       \
-        const int64_t edge = stray(*graph);                                                                            \
-        if (edge < 0) backward<T>(*table, *graph, in[0], in[1], in[2], in[3], out[0], out[1], out[2]);                 \
-        return edge;                                                                                                   \
-    }                                                                                                                  \
-    extern "C" int64_t second_##T(const Table *table, const Graph *graph, const T *const *in, T *const *out) {         \
-        const int64_t edge = stray(*graph);                                                                            \
-        if (edge < 0)                                                                                                  \
-            second<T>(*table, *graph, in[0], in[1], in[2], in[3], in[4], in[5], in[6], out[0], out[1], out[2], out[3]);\
-        return edge;                                                                                                   \
-    }
-FUNCTIONS(float)
-FUNCTIONS(double)
+template <typename T>
+int64_t edge_sum_forward(const Table &table, const Graph &graph, const T *x, const T *y, const T *w, T *out) {
+    const int64_t edge = stray(graph);
+    if (edge < 0) forward<T>(table, graph, x, y, w, out);
+    return edge;
+}
+
+template <typename T>
+int64_t edge_sum_backward(const Table &table, const Graph &graph, const T *x, const T *y, const T *w, const T *g, T *x_out,
+                          T *y_out, T *w_out) {
+    const int64_t edge = stray(graph);
+    if (edge < 0) backward<T>(table, graph, x, y, w, g, x_out, y_out, w_out);
+    return edge;
+}
+
+template <typename T>
+int64_t edge_sum_second(const Table &table, const Graph &graph, const T *x, const T *y, const T *w, const T *g, const T *hx,
+                        const T *hy, const T *hw, T *x_out, T *y_out, T *w_out, T *g_out) {
+    const int64_t edge = stray(graph);
+    if (edge < 0) second<T>(table, graph, x, y, w, g, hx, hy, hw, x_out, y_out, w_out, g_out);
+    return edge;
+}
+
+#define EXPORT(T)                                                                                                      \
+    template int64_t edge_sum_forward<T>(const Table &, const Graph &, const T *, const T *, const T *, T *);          \
+    template int64_t edge_sum_backward<T>(const Table &, const Graph &, const T *, const T *, const T *, const T *,    \
+                                          T *, T *, T *);                                                              \
+    template int64_t edge_sum_second<T>(const Table &, const Graph &, const T *, const T *, const T *, const T *,      \
+                                        const T *, const T *, const T *, T *, T *, T *, T *);
+EXPORT(float)
+EXPORT(double)
+
+}  // namespace kernels

@@ -2,22 +2,20 @@
 //
 // All three are derivatives of Q = sum_p sum_m  c[p, m]  sum_w  table[start[p] + m, w]  g[p, w].
 
+#include "kernels.h"
+
 #include <algorithm>
-#include <cstdint>
 #include <vector>
+
+namespace kernels {
 
 constexpr int64_t POINTS = 8;
 
-struct Sizes {
-    int64_t rows, nodes, width, threads;
-    const int64_t *start;
-};
-
-// Whether every row finds its nodes in the table.
-static bool fits(const Sizes &size) {
+// The first row that does not find its nodes in the table, or -1.
+static int64_t stray(const Sizes &size) {
     for (int64_t p = 0; p < size.rows; ++p)
-        if (size.start[p] < 0 || size.start[p] + POINTS > size.nodes) return false;
-    return true;
+        if (size.start[p] < 0 || size.start[p] + POINTS > size.nodes) return p;
+    return -1;
 }
 
 // The rows, those that start at the same node after each other, so that what they share is at hand: order[first[node]] to
@@ -76,10 +74,10 @@ template <typename T> struct Read {
     }
 };
 
-template <typename T> static bool read(const Sizes &size, const T *table, const T *c, T *out) {
-    if (!fits(size)) return false;
+template <typename T> int64_t interpolation_read(const Sizes &size, const T *table, const T *c, T *out) {
+    if (const int64_t row = stray(size); row >= 0) return row;
     each_node<T>(size, Read<T>{size, table, c, out});
-    return true;
+    return -1;
 }
 
 // out[start[p] + m] += c[p, m] g[p]
@@ -106,10 +104,10 @@ template <typename T> struct Put {
     }
 };
 
-template <typename T> static bool put(const Sizes &size, const T *c, const T *g, T *out) {
-    if (!fits(size)) return false;
+template <typename T> int64_t interpolation_put(const Sizes &size, const T *c, const T *g, T *out) {
+    if (const int64_t row = stray(size); row >= 0) return row;
     each_node<T>(size, Put<T>{size, c, g, out});
-    return true;
+    return -1;
 }
 
 // The sum of a vector's lanes, in halves.
@@ -124,8 +122,8 @@ template <typename T, int BYTES = 64> static T total(const T *lanes) {
 }
 
 // out[p, m] = sum_w g[p, w] table[start[p] + m, w], for rows that come after each other and so share what they read.
-template <typename T> static bool dot(const Sizes &size, const T *g, const T *table, T *out) {
-    if (!fits(size)) return false;
+template <typename T> int64_t interpolation_dot(const Sizes &size, const T *g, const T *table, T *out) {
+    if (const int64_t row = stray(size); row >= 0) return row;
     using V = Vector<T>;
     constexpr int64_t LANES = 64 / sizeof(T);
     const Sorted sorted(size);
@@ -145,11 +143,11 @@ template <typename T> static bool dot(const Sizes &size, const T *g, const T *ta
             out[p * POINTS + m] = rest + total<T>(reinterpret_cast<const T *>(&sum[m]));
         }
     }
-    return true;
+    return -1;
 }
 
 // The derivatives of this order of the Lagrange polynomials of the nodes 0 to 7, as powers of t - 3.5, in double throughout.
-template <typename T> static void polynomials(int64_t rows, int64_t order, const T *t, T *out) {
+template <typename T> void interpolation_polynomials(int64_t rows, int64_t order, const T *t, T *out) {
     constexpr double MIDDLE = 0.5 * (POINTS - 1);
     double power[POINTS][POINTS] = {};  // [exponent][polynomial]
     for (int64_t m = 0; m < POINTS; ++m) {
@@ -172,20 +170,12 @@ template <typename T> static void polynomials(int64_t rows, int64_t order, const
     }
 }
 
-extern "C" void interpolation_polynomials_float(int64_t rows, int64_t order, const float *t, float *out) {
-    polynomials(rows, order, t, out);
-}
-extern "C" void interpolation_polynomials_double(int64_t rows, int64_t order, const double *t, double *out) {
-    polynomials(rows, order, t, out);
-}
+#define EXPORT(T)                                                                        \
+    template int64_t interpolation_read<T>(const Sizes &, const T *, const T *, T *);    \
+    template int64_t interpolation_put<T>(const Sizes &, const T *, const T *, T *);     \
+    template int64_t interpolation_dot<T>(const Sizes &, const T *, const T *, T *);     \
+    template void interpolation_polynomials<T>(int64_t, int64_t, const T *, T *);
+EXPORT(float)
+EXPORT(double)
 
-#define EXPORT(NAME, TYPE, KIND)                                                                                          \
-    extern "C" int64_t interpolation_##NAME##_##KIND(const Sizes *size, const TYPE *a, const TYPE *b, TYPE *out) {        \
-        return NAME(*size, a, b, out);                                                                                    \
-    }
-EXPORT(read, float, float)
-EXPORT(read, double, double)
-EXPORT(put, float, float)
-EXPORT(put, double, double)
-EXPORT(dot, float, float)
-EXPORT(dot, double, double)
+}  // namespace kernels

@@ -1,9 +1,12 @@
 // Edges with the same two atoms and opposite (or equal) vectors, see pairs.py: a hash table of what edges were seen.
 
-#include <cstdint>
+#include "kernels.h"
+
 #include <cstring>
 #include <utility>
 #include <vector>
+
+namespace kernels {
 
 template <typename T> static void key_of(const int64_t *source, const int64_t *target, const T *vec, uint64_t *key) {
     int64_t from = *source, to = *target;
@@ -23,7 +26,7 @@ template <typename T> static void key_of(const int64_t *source, const int64_t *t
 
 // Fills the edge of each pair that comes first and the pair of each edge; returns how many pairs there are.
 template <typename T>
-static int64_t find(int64_t edges, const int64_t *source, const int64_t *target, const T *vec, int64_t *first, int64_t *of) {
+int64_t find_pairs(int64_t edges, const int64_t *source, const int64_t *target, const T *vec, int64_t *first, int64_t *of) {
     size_t size = 16;
     while (size < size_t(2 * edges)) size *= 2;
     std::vector<int64_t> table(size, -1);
@@ -45,11 +48,7 @@ static int64_t find(int64_t edges, const int64_t *source, const int64_t *target,
     return count;
 }
 
-extern "C" int64_t pairs_float(int64_t edges, const int64_t *source, const int64_t *target, const float *vec,
-                               int64_t *first, int64_t *of) {
-    return find(edges, source, target, vec, first, of);
-}
-extern "C" int64_t pairs_double(int64_t edges, const int64_t *source, const int64_t *target, const double *vec,
-                                int64_t *first, int64_t *of) {
-    return find(edges, source, target, vec, first, of);
-}
+template int64_t find_pairs<float>(int64_t, const int64_t *, const int64_t *, const float *, int64_t *, int64_t *);
+template int64_t find_pairs<double>(int64_t, const int64_t *, const int64_t *, const double *, int64_t *, int64_t *);
+
+}  // namespace kernels

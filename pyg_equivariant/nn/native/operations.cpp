@@ -1,0 +1,214 @@
+// The kernels as operations of PyTorch: checks, memory, types. Their schemas and derivatives are in Python.
+
+#include "kernels.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <mutex>
+#include <string>
+#include <tuple>
+#include <unordered_map>
+#include <vector>
+
+using at::Tensor;
+using kernels::Graph;
+using kernels::Sizes;
+using kernels::Table;
+
+// Calls work with a number of the tensor's type.
+template <typename Work> static auto typed(const Tensor &like, Work work) {
+    return like.scalar_type() == at::kFloat ? work(float()) : work(double());
+}
+template <typename T> static const T *in(const Tensor &tensor) { return tensor.const_data_ptr<T>(); }
+template <typename T> static T *out(const Tensor &tensor) { return tensor.mutable_data_ptr<T>(); }
+static const int64_t *indices(const Tensor &tensor) { return tensor.const_data_ptr<int64_t>(); }
+static Tensor empty(const Tensor &like) { return at::empty(like.sizes(), like.options()); }
+static Tensor zeros(const Tensor &like) { return at::zeros(like.sizes(), like.options()); }
+
+// Sums over edges. Their terms are known by a key, for all of the program's life.
+
+struct Terms {
+    std::vector<int64_t> a, f, first_term, o, first_entry, b;
+    std::vector<double> v;
+    int64_t num_x, num_w, num_sh, num_out;
+};
+
+static std::mutex mutex;
+static std::unordered_map<std::string, Terms> known;
+
+static int64_t beyond(at::IntArrayRef numbers) {
+    return numbers.empty() ? 0 : 1 + *std::max_element(numbers.begin(), numbers.end());
+}
+
+static void edge_sum_terms(std::string_view key, at::IntArrayRef a, at::IntArrayRef f, at::IntArrayRef first_term,
+                           at::IntArrayRef o, at::IntArrayRef first_entry, at::IntArrayRef b, at::ArrayRef<double> v,
+                           int64_t num_out) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    known.emplace(key, Terms{a.vec(), f.vec(), first_term.vec(), o.vec(), first_entry.vec(), b.vec(), v.vec(), beyond(a),
+                             beyond(f), beyond(b), num_out});
+}
+
+static const Terms &terms_of(std::string_view key) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    return known.at(std::string(key));  // which stays where it is
+}
+
+struct EdgeSum {
+    const Terms &terms;
+    const Tensor x, y, w, source, target, row;
+    Table table;
+    Graph graph;
+
+    EdgeSum(std::string_view key, const Tensor &x, const Tensor &y, const Tensor &w, const Tensor &source,
+            const Tensor &target, const Tensor &row)
+        : terms(terms_of(key)), x(x.contiguous()), y(y.contiguous()), w(w.contiguous()), source(source.contiguous()),
+          target(target.contiguous()), row(row.contiguous()) {
+        const int64_t edges = source.size(0);
+        TORCH_CHECK_VALUE(
+            x.size(1) >= terms.num_x && w.size(1) >= terms.num_w && y.size(1) >= terms.num_sh && x.size(2) == w.size(2) &&
+                y.size(0) == edges && target.size(0) == edges && row.size(0) == edges,
+            "a sum over ", edges, " edges with ", terms.num_x, " rows of features, ", terms.num_sh,
+            " columns of geometry and ", terms.num_w, " rows of filters got features ", x.sizes(), ", geometry ", y.sizes(),
+            ", filters ", w.sizes(), " and indices ", source.sizes(), ", ", target.sizes(), ", ", row.sizes());
+        table = {int64_t(terms.a.size()), int64_t(terms.o.size()), x.size(1), w.size(1), terms.num_out, y.size(1),
+                 terms.a.data(), terms.f.data(), terms.first_term.data(), terms.o.data(), terms.first_entry.data(),
+                 terms.b.data(), terms.v.data()};
+        graph = {edges, x.size(0), w.size(0), x.size(2), at::get_num_threads(), indices(this->source),
+                 indices(this->target), indices(this->row)};
+    }
+
+    void check(int64_t edge) const {
+        TORCH_CHECK_INDEX(edge < 0, "edge ", edge, " leads from atom ", graph.source[edge], " to atom ", graph.target[edge],
+                          " with filter ", graph.row[edge], ", but there are ", graph.nodes, " atoms and ", graph.rows,
+                          " filters");
+    }
+};
+
+static Tensor edge_sum_forward(std::string_view key, const Tensor &x, const Tensor &y, const Tensor &w,
+                               const Tensor &source, const Tensor &target, const Tensor &row) {
+    const EdgeSum sum(key, x, y, w, source, target, row);
+    Tensor total = at::zeros({x.size(0), sum.terms.num_out, x.size(2)}, x.options());
+    sum.check(typed(x, [&](auto zero) {
+        using T = decltype(zero);
+        return kernels::edge_sum_forward<T>(sum.table, sum.graph, in<T>(sum.x), in<T>(sum.y), in<T>(sum.w), out<T>(total));
+    }));
+    return total;
+}
+
+static std::tuple<Tensor, Tensor, Tensor> edge_sum_backward(std::string_view key, const Tensor &x, const Tensor &y,
+                                                            const Tensor &w, const Tensor &g, const Tensor &source,
+                                                            const Tensor &target, const Tensor &row) {
+    const EdgeSum sum(key, x, y, w, source, target, row);
+    const Tensor grad = g.contiguous();
+    Tensor of_x = zeros(x), of_y = zeros(y), of_w = empty(w);
+    sum.check(typed(x, [&](auto zero) {
+        using T = decltype(zero);
+        return kernels::edge_sum_backward<T>(sum.table, sum.graph, in<T>(sum.x), in<T>(sum.y), in<T>(sum.w), in<T>(grad),
+                                    out<T>(of_x), out<T>(of_y), out<T>(of_w));
+    }));
+    return {of_x, of_y, of_w};
+}
+
+static std::tuple<Tensor, Tensor, Tensor, Tensor>
+edge_sum_second(std::string_view key, const Tensor &x, const Tensor &y, const Tensor &w, const Tensor &g, const Tensor &hx,
+                const Tensor &hy, const Tensor &hw, const Tensor &source, const Tensor &target, const Tensor &row) {
+    const EdgeSum sum(key, x, y, w, source, target, row);
+    const Tensor grad = g.contiguous(), by_x = hx.contiguous(), by_y = hy.contiguous(), by_w = hw.contiguous();
+    Tensor of_x = zeros(x), of_y = zeros(y), of_w = empty(w), of_g = zeros(g);
+    sum.check(typed(x, [&](auto zero) {
+        using T = decltype(zero);
+        return kernels::edge_sum_second<T>(sum.table, sum.graph, in<T>(sum.x), in<T>(sum.y), in<T>(sum.w), in<T>(grad),
+                                  in<T>(by_x), in<T>(by_y), in<T>(by_w), out<T>(of_x), out<T>(of_y), out<T>(of_w),
+                                  out<T>(of_g));
+    }));
+    return {of_x, of_y, of_w, of_g};
+}
+
+// Interpolation.
+
+constexpr int64_t POINTS = 8;
+
+static void check(int64_t row, int64_t nodes) {
+    TORCH_CHECK_INDEX(row < 0, "row ", row, " of an interpolation reads beyond its ", nodes, " nodes");
+}
+
+static Tensor interpolation_polynomials(const Tensor &place, int64_t order) {
+    const Tensor from = place.contiguous();
+    Tensor result = at::empty({place.size(0), POINTS}, place.options());
+    typed(place, [&](auto zero) {
+        using T = decltype(zero);
+        kernels::interpolation_polynomials<T>(place.size(0), order, in<T>(from), out<T>(result));
+    });
+    return result;
+}
+
+static Tensor interpolation_read(const Tensor &table, const Tensor &c, const Tensor &start) {
+    const Tensor values = table.contiguous(), factors = c.contiguous(), first = start.contiguous();
+    const Sizes size{start.size(0), table.size(0), table.size(1), at::get_num_threads(), indices(first)};
+    Tensor result = at::empty({size.rows, size.width}, table.options());
+    check(typed(table, [&](auto zero) {
+        using T = decltype(zero);
+        return kernels::interpolation_read<T>(size, in<T>(values), in<T>(factors), out<T>(result));
+    }), size.nodes);
+    return result;
+}
+
+static Tensor interpolation_put(const Tensor &c, const Tensor &g, const Tensor &start, int64_t nodes) {
+    const Tensor factors = c.contiguous(), grad = g.contiguous(), first = start.contiguous();
+    const Sizes size{start.size(0), nodes, g.size(1), at::get_num_threads(), indices(first)};
+    Tensor result = at::zeros({size.nodes, size.width}, g.options());
+    check(typed(g, [&](auto zero) {
+        using T = decltype(zero);
+        return kernels::interpolation_put<T>(size, in<T>(factors), in<T>(grad), out<T>(result));
+    }), size.nodes);
+    return result;
+}
+
+static Tensor interpolation_dot(const Tensor &g, const Tensor &table, const Tensor &start) {
+    const Tensor grad = g.contiguous(), values = table.contiguous(), first = start.contiguous();
+    const Sizes size{start.size(0), table.size(0), table.size(1), at::get_num_threads(), indices(first)};
+    Tensor result = at::empty({size.rows, POINTS}, g.options());
+    check(typed(g, [&](auto zero) {
+        using T = decltype(zero);
+        return kernels::interpolation_dot<T>(size, in<T>(grad), in<T>(values), out<T>(result));
+    }), size.nodes);
+    return result;
+}
+
+// Pairs.
+
+static std::tuple<Tensor, Tensor> find_pairs(const Tensor &edge_index, const Tensor &edge_vec) {
+    const Tensor index = edge_index.contiguous(), vec = edge_vec.contiguous();
+    const int64_t edges = edge_index.size(1);
+    Tensor first = at::empty({edges}, index.options()), of = at::empty({edges}, index.options());
+    const int64_t count = typed(vec, [&](auto zero) {
+        using T = decltype(zero);
+        return kernels::find_pairs<T>(edges, indices(index), indices(index) + edges, in<T>(vec), out<int64_t>(first),
+                             out<int64_t>(of));
+    });
+    if (count == 1)  // the compiler asks all the time whether a size is 1, and must know that it is not
+        return {at::arange(edges, index.options()), at::arange(edges, index.options())};
+    return {first.narrow(0, 0, count).clone(), of};
+}
+
+// Each under two names: without the underscore it has derivatives.
+TORCH_LIBRARY_IMPL(pyg_equivariant, CPU, m) {
+    for (const std::string prefix : {"", "_"}) {
+        const auto both = [&](const char *name, auto function) { m.impl((prefix + name).c_str(), function); };
+        both("edge_sum_forward", TORCH_FN(edge_sum_forward));
+        both("edge_sum_backward", TORCH_FN(edge_sum_backward));
+        both("edge_sum_second", TORCH_FN(edge_sum_second));
+        both("interpolation_polynomials", TORCH_FN(interpolation_polynomials));
+        both("interpolation_read", TORCH_FN(interpolation_read));
+        both("interpolation_put", TORCH_FN(interpolation_put));
+        both("interpolation_dot", TORCH_FN(interpolation_dot));
+        both("find_pairs", TORCH_FN(find_pairs));
+    }
+}
+TORCH_LIBRARY_IMPL(pyg_equivariant, CompositeExplicitAutograd, m) { m.impl("edge_sum_terms", TORCH_FN(edge_sum_terms)); }

@@ -52,7 +52,8 @@ def make_step(contestant: Contestant, case: Case) -> Callable[[], tuple[Tensor, 
     if not case.train:
 
         def evaluate() -> tuple[Tensor, Tensor | None]:
-            model.eval()
+            if model.training:
+                model.eval()
             return contestant.predict(inputs)
 
         return evaluate

@@ -193,8 +193,9 @@ class CormorantConv(TensorProductConv):
         self.paths = paths
         self.harmonic_of = [l2 for block in paths.blocks for _, l2 in block.pairs]
         fan_in = edge_channels + (paths.lmax_in + 1) * channels + num_basis
-        # larger than usual at the start, as in the authors' code: the mask leaves only the nearest atoms
-        self.edge_mix = nn.Parameter(torch.randn(paths.lmax_sh + 1, fan_in, channels) * (4 / math.sqrt(fan_in)))
+        # larger than usual at the start, as in the authors' code: the mask leaves only the nearest atoms. Features are
+        # of about 0.2 in all levels then; with twice that their squares run away, to 10⁶ in the fourth
+        self.edge_mix = nn.Parameter(torch.randn(paths.lmax_sh + 1, fan_in, channels) * (2 / math.sqrt(fan_in)))
         self.mask_radius = nn.Parameter(torch.tensor(1.73))  # the first values of the authors' code, in Å
         self.mask_width = nn.Parameter(torch.tensor(math.log(0.2)))
         self.linear_edges = PathLinear(paths, channels, channels)

@@ -124,7 +124,7 @@ class Predictor(Configurable):
             )
         pos, edge_index = _usable(batch.pos), _usable(batch.edge_index)
         source, target = edge_index
-        edge_vec = pos[source] - pos[target]
+        edge_vec = pos.index_select(0, source) - pos.index_select(0, target)
         index = batch.batch
         index = torch.zeros(len(pos), dtype=torch.long, device=pos.device) if index is None else _usable(index)
         num_graphs = batch.num_graphs if batch.batch is not None else 1
@@ -132,9 +132,11 @@ class Predictor(Configurable):
         if shift is not None:
             cell = _usable(batch.cell).to(pos.dtype).view(-1, 3, 3)
             edge_vec = edge_vec + torch.einsum("ea,eab->eb", _usable(shift).to(pos.dtype), cell[index[target]])
-        if batch.z.is_cpu and bool((wrong := (batch.z < 1) | (batch.z > MAX_Z)).any()):
-            atom = int(wrong.nonzero()[0])
-            raise ValueError(f"atom {atom} has the atomic number {int(batch.z[atom])}: there are 1 to {MAX_Z}")
+        if batch.z.is_cpu and len(batch.z):
+            lowest, highest = batch.z.aminmax()
+            if lowest < 1 or highest > MAX_Z:
+                atom = int(((batch.z < 1) | (batch.z > MAX_Z)).nonzero()[0])
+                raise ValueError(f"atom {atom} has the atomic number {int(batch.z[atom])}: there are 1 to {MAX_Z}")
         charge = batch.get("total_charge")
         return Graph(
             z=_usable(batch.z),
@@ -212,8 +214,10 @@ class Predictor(Configurable):
         register_rules()
         compiled = torch.compile(self.derive, **{"fullgraph": True, "dynamic": True, **options})
 
+        settings = torch._dynamo.config.patch(trace_autograd_ops=True, specialize_float=True)
+
         def step(*args: Any, **kwargs: Any) -> Prediction:
-            with torch._dynamo.config.patch(trace_autograd_ops=True, specialize_float=True):
+            with settings:
                 return compiled(*args, **kwargs)
 
         self._compiled, self._compile_options = step, options

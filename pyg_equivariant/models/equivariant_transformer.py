@@ -13,13 +13,33 @@ from pyg_equivariant.nn.edge_sum import CONSTANT, Term
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.expnormal import ExpNormalBasis
 from pyg_equivariant.nn.geometry import safe_norm, unit_vectors
+from pyg_equivariant.nn.interpolation import Interpolation, RadialNodes, interpolate, tabulate_filter
 from pyg_equivariant.nn.loops import with_loops
 from pyg_equivariant.nn.mlp import dense
 from pyg_equivariant.nn.neighbor_embedding import NeighborEmbedding
 from pyg_equivariant.nn.pairs import find_pairs, spread
 from pyg_equivariant.nn.radial import RadialBasis
 
-__all__ = ["EquivariantTransformer", "EquivariantTransformerConv"]
+__all__ = ["EquivariantTransformer", "EquivariantTransformerConv", "EquivariantTransformerFilter"]
+
+
+class EquivariantTransformerFilter(nn.Module):
+    """Modulates keys and values by ``[D^k, u D^1, u D^2, u D^3]``: ``edge_rbf [R, K], envelope [R] → weight [R, 4 C]``.
+
+    Args:
+        channels: C.
+        num_basis: K.
+    """
+
+    def __init__(self, channels: int, num_basis: int) -> None:
+        super().__init__()
+        self.key = dense(num_basis, channels)
+        self.value = dense(num_basis, 3 * channels)
+
+    def forward(self, edge_rbf: Float[Tensor, "R K"], envelope: Float[Tensor, " R"]) -> Float[Tensor, "R W"]:
+        """The filters at the edges' lengths."""
+        value = functional.silu(self.value(edge_rbf)) * envelope.unsqueeze(-1)
+        return torch.cat([functional.silu(self.key(edge_rbf)), value], -1)
 
 
 class EquivariantTransformerConv(EdgeSumConv):
@@ -63,8 +83,7 @@ class EquivariantTransformerConv(EdgeSumConv):
         self.query = dense(channels, channels)
         self.key = dense(channels, channels)
         self.value = dense(channels, 3 * channels)
-        self.filter_key = dense(num_basis, channels)
-        self.filter_value = dense(num_basis, 3 * channels)
+        self.filter = EquivariantTransformerFilter(channels, num_basis)
         self.mix = dense(channels, 3 * channels, bias=False)
         self.out = dense(channels, 3 * channels)
 
@@ -74,9 +93,10 @@ class EquivariantTransformerConv(EdgeSumConv):
         vector: Float[Tensor, "N 3 C"],
         edge_index: Int[Tensor, "2 E"],
         edge_dir: Float[Tensor, "E 3"],
-        edge_rbf: Float[Tensor, "P K"],
-        envelope: Float[Tensor, " P"],
+        edge_rbf: Float[Tensor, "R K"],
+        envelope: Float[Tensor, " R"],
         pair: Int[Tensor, " E"] | None = None,
+        table: Interpolation | None = None,
     ) -> tuple[Float[Tensor, "N C"], Float[Tensor, "N 3 C"]]:
         """The updates of scalars and vectors.
 
@@ -85,26 +105,26 @@ class EquivariantTransformerConv(EdgeSumConv):
             vector: Vectors of the atoms.
             edge_index: Sources j and targets i.
             edge_dir: Unit vectors from i to j; 0 for loops, through which an atom attends to itself.
-            edge_rbf: Radial basis.
-            envelope: Zero from the cutoff on.
+            edge_rbf: Radial basis of the edges, or of the nodes of ``table``.
+            envelope: Zero from the cutoff on, likewise.
             pair: Which row of ``edge_rbf`` and ``envelope`` an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own
                 if not given.
+            table: How the filters between nodes follow, see :mod:`~pyg_equivariant.nn.interpolation`.
         """
         scalar = self.norm(scalar)
         scalars, turned, along = self.value(scalar).chunk(3, -1)
-        filters = functional.silu(self.filter_value(edge_rbf)) * envelope.unsqueeze(-1)
-        of_scalars, of_vectors = filters.split([scalar.shape[1], 2 * scalar.shape[1]], -1)
+        filters = interpolate(self.filter(edge_rbf, envelope), table).unflatten(1, (4, -1))
         y = self.propagate(
             edge_index,
             size=(len(scalar), len(scalar)),
             query=self.query(scalar),
             key=self.key(scalar),
             value=scalars,
-            weight_key=spread(functional.silu(self.filter_key(edge_rbf)), pair),
-            weight_value=spread(of_scalars, pair),
+            weight_key=spread(filters[:, 0], pair),
+            weight_value=spread(filters[:, 1], pair),
         )
         sent = torch.cat([vector * turned.unsqueeze(1), along.unsqueeze(1)], 1)
-        w = self.message_and_aggregate(edge_index, sent, of_vectors.unflatten(1, (2, -1)), edge_dir, pair)
+        w = self.message_and_aggregate(edge_index, sent, filters[:, 2:], edge_dir, pair)
         left, right, own = self.mix(vector).chunk(3, -1)
         o1, o2, o3 = self.out(y).chunk(3, -1)
         return o2 * (left * right).sum(1) + o3, w + o1.unsqueeze(1) * own
@@ -157,6 +177,7 @@ class EquivariantTransformer(Representation):
         self.radial = radial or ExpNormalBasis(32, cutoff)
         self.envelope = CosineCutoff(cutoff)
         num_basis = self.radial.num_basis
+        self.nodes = RadialNodes(cutoff, num_basis)
         self.neighbors = NeighborEmbedding(channels, num_basis + 1)
         self.convs = nn.ModuleList(
             EquivariantTransformerConv(channels, num_basis, num_heads) for _ in range(num_layers)
@@ -174,12 +195,29 @@ class EquivariantTransformer(Representation):
         pairs = find_pairs(looped, edge_vec)
         edge_dir = stored(unit_vectors(edge_vec, safe_norm(edge_vec)))
         length = safe_norm(edge_vec.index_select(0, pairs.first))
-        envelope = stored(self.envelope(length))
-        edge_rbf = stored(self.radial(length) * envelope.unsqueeze(-1))
-        enveloped = torch.cat([edge_rbf, torch.ones_like(edge_rbf[:, :1])], -1) * envelope.unsqueeze(-1)
-        scalar = self.neighbors(self.embedding(z), z, edge_index, enveloped, pairs.of[: edge_index.shape[1]])
+        nodes, table = self.nodes(length, edge_index.shape[1])
+        edge_rbf, with_bias, envelope = self._bases(nodes)
+        scalar = self.neighbors(self.embedding(z), z, edge_index, with_bias, pairs.of[: edge_index.shape[1]], table)
         vector = scalar.new_zeros(len(z), 3, self.channels)
         for conv in self.convs:
-            ds, dv = conv(scalar, vector, looped, edge_dir, edge_rbf, envelope, pairs.of)
+            ds, dv = conv(scalar, vector, looped, edge_dir, edge_rbf, envelope, pairs.of, table)
             scalar, vector = scalar + ds, vector + dv
         return torch.cat([self.norm(scalar).unsqueeze(1), vector], 1).unsqueeze(1)
+
+    def tabulate(self) -> None:
+        """See :meth:`Representation.tabulate`."""
+        nodes = self.nodes.fix(self.norm.weight)
+        if nodes is not None:
+            edge_rbf, with_bias, envelope = self._bases(nodes)
+            tabulate_filter(self.neighbors, with_bias)
+            for conv in self.convs:
+                tabulate_filter(conv, edge_rbf, envelope)
+
+    def _bases(
+        self, length: Float[Tensor, " R"]
+    ) -> tuple[Float[Tensor, "R K"], Float[Tensor, "R K1"], Float[Tensor, " R"]]:
+        """The radial basis, the same with a column for a bias and under another envelope, and the envelope."""
+        envelope = stored(self.envelope(length))
+        edge_rbf = stored(self.radial(length) * envelope.unsqueeze(-1))
+        with_bias = torch.cat([edge_rbf, torch.ones_like(edge_rbf[:, :1])], -1) * envelope.unsqueeze(-1)
+        return edge_rbf, with_bias, envelope

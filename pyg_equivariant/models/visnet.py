@@ -156,9 +156,9 @@ class ViSNetEdgeUpdate(nn.Module):
         source, target = edge_index
         own, other = self.mix(vec).chunk(2, -1)
         own, other = own.index_select(0, target), other.index_select(0, source)
-        sh = edge_sh.unsqueeze(1)
+        sh = edge_sh.unsqueeze(-1)
         # the product of the rejections, multiplied out
-        along = ((sh @ own) * (sh @ other)).squeeze(1) * (edge_sh.square().sum(-1, keepdim=True) - 2.0)
+        along = (sh * own).sum(1) * (sh * other).sum(1) * (edge_sh.square().sum(-1, keepdim=True) - 2.0)
         return functional.silu(self.dense(edge)) * ((own * other).sum(1) + along)
 
 

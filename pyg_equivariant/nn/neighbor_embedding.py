@@ -7,6 +7,7 @@ from torch import Tensor
 from pyg_equivariant.nn.conv import EdgeSumConv
 from pyg_equivariant.nn.edge_sum import CONSTANT, Term
 from pyg_equivariant.nn.embedding import AtomEmbedding
+from pyg_equivariant.nn.interpolation import Interpolation, interpolate
 from pyg_equivariant.nn.mlp import dense
 
 __all__ = ["NeighborEmbedding"]
@@ -42,8 +43,9 @@ class NeighborEmbedding(EdgeSumConv):
         x: Float[Tensor, "N C"],
         z: Int[Tensor, " N"],
         edge_index: Int[Tensor, "2 E"],
-        edge_rbf: Float[Tensor, "P K"],
+        edge_rbf: Float[Tensor, "R K"],
         pair: Int[Tensor, " E"] | None = None,
+        table: Interpolation | None = None,
     ) -> Float[Tensor, "N C"]:
         """The mixed features.
 
@@ -54,8 +56,10 @@ class NeighborEmbedding(EdgeSumConv):
             edge_rbf: Radial basis, zero from the cutoff on; with the envelope as one of its columns the filter has a
                 bias, see :class:`~pyg_equivariant.nn.radial.EnvelopedBasis`.
             pair: Which row of ``edge_rbf`` an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own if not given.
+            table: How the filters between the nodes, whose basis ``edge_rbf`` is then, follow; see
+                :mod:`~pyg_equivariant.nn.interpolation`.
         """
-        sent, weight = self.embedding(z).unsqueeze(1), self.filter(edge_rbf).unsqueeze(1)
+        sent, weight = self.embedding(z).unsqueeze(1), interpolate(self.filter(edge_rbf), table).unsqueeze(1)
         known = self.message_and_aggregate(edge_index, sent, weight, pair=pair).squeeze(1)
         mixed: Tensor = self.combine(torch.cat([x, known], -1))
         return mixed

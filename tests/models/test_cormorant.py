@@ -3,12 +3,15 @@
 import itertools
 import math
 
+import ase.build
 import pytest
 import torch
 
+from pyg_equivariant.data import RadiusGraph, from_ase
 from pyg_equivariant.models.cormorant import Cormorant, CormorantConv, SelfProduct, TrigonometricBasis
 from pyg_equivariant.nn.tensor_product import AllPaths
 from pyg_equivariant.o3 import coupling, degree_slices, num_components, random_rotation, rotate, spherical_harmonics
+from pyg_equivariant.potential import Potential
 from pyg_equivariant.testing import assert_close, fill_by_formula
 
 
@@ -98,3 +101,18 @@ def test_all_weights_matter():
     x.square().sum().backward()
     for name, parameter in model.named_parameters():
         assert parameter.numel() == 0 or parameter.grad.any(), f"{name} has no gradient"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_features_keep_their_size_at_the_start(seed):
+    """Levels square what they are given: a factor too much is ten thousand in the fourth."""
+    torch.manual_seed(seed)
+    model, sizes = Cormorant(), []
+    for conv in model.convs:
+        conv.register_forward_hook(
+            lambda module, inputs, output: sizes.append(output[0].detach().square().mean().sqrt())
+        )
+    graph = Potential(model).graph(RadiusGraph(5.0)(from_ase(ase.build.molecule("CH3CH2OH"))))
+    model(graph.z, graph.edge_index, graph.edge_vec)
+    assert len(sizes) == 4
+    assert all(0.03 < size < 3.0 for size in sizes), sizes

@@ -37,8 +37,8 @@ def test_conv_equations():
     s, v = conv.norm(x[:, 0]), x[:, 1:]
     y, w = torch.zeros(3, 4).double(), torch.zeros(3, 3, 4).double()
     for e, (j, i) in enumerate(EDGES.T.tolist()):
-        score = conv.query(s[i]) * conv.key(s[j]) * silu(conv.filter_key(edge_rbf[e]))
-        v1, v2, v3 = (conv.value(s[j]) * silu(conv.filter_value(edge_rbf[e]))).split(4)
+        score = conv.query(s[i]) * conv.key(s[j]) * silu(conv.filter.key(edge_rbf[e]))
+        v1, v2, v3 = (conv.value(s[j]) * silu(conv.filter.value(edge_rbf[e]))).split(4)
         for head in (slice(0, 2), slice(2, 4)):
             y[i, head] += silu(score[head].sum()) * u[e] * v1[head]
         w[i] += u[e] * (v[j] * v2 + edge_dir[e][:, None] * v3)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyg_equivariant.data import RadiusGraph
-from pyg_equivariant.models import NequIP, PaiNN, SchNet, TensorNet
+from pyg_equivariant.models import EquivariantTransformer, NequIP, PaiNN, SchNet, TensorNet
 from pyg_equivariant.models.base import Representation
 from pyg_equivariant.nn import interpolation
 from pyg_equivariant.nn.cutoff import PolynomialCutoff
@@ -159,6 +159,7 @@ torch.manual_seed(0)
 MODELS = [
     PaiNN(16, 2, cutoff=4.0),
     TensorNet(16, 1, cutoff=4.0),
+    EquivariantTransformer(16, 2, num_heads=4, cutoff=4.0),
     SchNet(16, 2, cutoff=4.0),
     NequIP(8, 2, lmax=1, lmax_out=0, cutoff=4.0, elements=[1, 6, 7, 8]),
 ]
@@ -259,3 +260,8 @@ def test_frozen_and_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (actual.forces is None) == (not forces)
         if forces:
             assert (actual.forces - expected.forces).norm() < 5e-5 * expected.forces.norm()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        compiled(data)
+    called = {event.key for event in profile.key_averages() if event.key.startswith("pyg_equivariant::")}
+    assert called
+    assert all(name.startswith("pyg_equivariant::_") for name in called), "called by way of Python"

@@ -74,11 +74,11 @@ def peer_transformer(ours: EquivariantTransformer, settings: dict) -> nn.Module:
         copy_same(layer.layernorm, conv.norm)
         copy_same(layer.q_proj, conv.query)
         copy_same(layer.k_proj, conv.key)
-        copy_same(layer.dk_proj, conv.filter_key)
+        copy_same(layer.dk_proj, conv.filter.key)
         copy_same(layer.vec_proj, conv.mix)
         copy_same(layer.o_proj, conv.out)
         copy(layer.v_proj, by_head(conv.value.weight), by_head(conv.value.bias))
-        copy(layer.dv_proj, by_head(conv.filter_value.weight), by_head(conv.filter_value.bias))
+        copy(layer.dv_proj, by_head(conv.filter.value.weight), by_head(conv.filter.value.bias))
     copy_same(peer.out_norm, ours.norm)
     return peer
 

@@ -93,7 +93,7 @@ class ElementLinear(nn.Module):
 
 def _mix(x: Float[Tensor, "N P M C"], weight: Float[Tensor, "P L C D"], degrees: list[int]) -> Float[Tensor, "N P M D"]:
     if len(degrees) == 1 and x.shape[1] == 1:
-        return x @ weight
+        return x @ weight[0, 0]  # one product: with all four dimensions it would be one an atom
     full = weight[:, degrees].flatten(0, 1)  # one matrix a component, so that all are one batched product
     y = torch.bmm(x.flatten(1, 2).transpose(0, 1), full)
     return y.transpose(0, 1).reshape(*x.shape[:3], weight.shape[3])

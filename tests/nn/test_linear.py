@@ -92,3 +92,14 @@ def test_variance_at_the_start(lmax):
     assert DegreeLinear(64, 64, lmax=lmax, parity=2)(x).var().item() == pytest.approx(1.0, rel=0.1)
     z = torch.randint(1, 9, (100,))
     assert ElementLinear(64, 64, lmax=lmax, parity=2)(x, z).var().item() == pytest.approx(1.0, rel=0.1)
+
+
+def test_scalars_are_mixed_by_one_product() -> None:
+    """Not by one an atom, as a product of two tensors of four dimensions is."""
+    scalars, z = torch.ones(5, 1, 1, 4), torch.tensor([1, 6, 8, 1, 1])
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        DegreeLinear(4, 3)(scalars)
+        ElementLinear(4, 3, elements=[1, 6, 8])(scalars, z)
+    calls = {event.key: event.count for event in profile.key_averages()}
+    assert calls["aten::mm"] == 2
+    assert "aten::bmm" not in calls

@@ -18,7 +18,7 @@ from pyg_equivariant.nn.loops import with_loops
 from pyg_equivariant.nn.mlp import dense
 from pyg_equivariant.nn.neighbor_embedding import NeighborEmbedding
 from pyg_equivariant.nn.pairs import find_pairs, spread
-from pyg_equivariant.nn.radial import RadialBasis
+from pyg_equivariant.nn.radial import RadialBasis, enveloped
 
 __all__ = ["EquivariantTransformer", "EquivariantTransformerConv", "EquivariantTransformerFilter"]
 
@@ -196,7 +196,7 @@ class EquivariantTransformer(Representation):
         edge_dir = stored(unit_vectors(edge_vec, safe_norm(edge_vec)))
         length = safe_norm(edge_vec.index_select(0, pairs.first))
         nodes, table = self.nodes(length, edge_index.shape[1])
-        edge_rbf, with_bias, envelope = self._bases(nodes)
+        edge_rbf, with_bias, envelope = enveloped(self.radial, self.envelope, nodes)
         scalar = self.neighbors(self.embedding(z), z, edge_index, with_bias, pairs.of[: edge_index.shape[1]], table)
         vector = scalar.new_zeros(len(z), 3, self.channels)
         for conv in self.convs:
@@ -208,16 +208,7 @@ class EquivariantTransformer(Representation):
         """See :meth:`Representation.tabulate`."""
         nodes = self.nodes.fix(self.norm.weight)
         if nodes is not None:
-            edge_rbf, with_bias, envelope = self._bases(nodes)
+            edge_rbf, with_bias, envelope = enveloped(self.radial, self.envelope, nodes)
             tabulate_filter(self.neighbors, with_bias)
             for conv in self.convs:
                 tabulate_filter(conv, edge_rbf, envelope)
-
-    def _bases(
-        self, length: Float[Tensor, " R"]
-    ) -> tuple[Float[Tensor, "R K"], Float[Tensor, "R K1"], Float[Tensor, " R"]]:
-        """The radial basis, the same with a column for a bias and under another envelope, and the envelope."""
-        envelope = stored(self.envelope(length))
-        edge_rbf = stored(self.radial(length) * envelope.unsqueeze(-1))
-        with_bias = torch.cat([edge_rbf, torch.ones_like(edge_rbf[:, :1])], -1) * envelope.unsqueeze(-1)
-        return edge_rbf, with_bias, envelope

@@ -21,7 +21,7 @@ from pyg_equivariant.nn.interpolation import Interpolation, RadialNodes, interpo
 from pyg_equivariant.nn.linear import DegreeLinear
 from pyg_equivariant.nn.loops import with_loops
 from pyg_equivariant.nn.pairs import find_pairs
-from pyg_equivariant.nn.radial import RadialBasis
+from pyg_equivariant.nn.radial import RadialBasis, enveloped
 from pyg_equivariant.o3.constants import ExactConstants
 from pyg_equivariant.o3.harmonics import spherical_harmonics
 from pyg_equivariant.o3.layout import degrees
@@ -269,7 +269,7 @@ class TensorNet(Representation):
         pairs = find_pairs(edge_index, edge_vec)
         length = safe_norm(edge_vec.index_select(0, pairs.first))
         nodes, table = self.nodes(length, edge_index.shape[1])
-        edge_rbf, with_bias, edge_env = self._bases(nodes)
+        edge_rbf, with_bias, edge_env = enveloped(self.radial, self.envelope, nodes)
         edge_sh = stored(spherical_harmonics(edge_vec, LMAX) * self.matrices.per_harmonic)
         x = self.embedding(z, edge_index, edge_sh, with_bias, pairs.of, table)
         for conv in self.convs:
@@ -282,16 +282,7 @@ class TensorNet(Representation):
         """See :meth:`Representation.tabulate`."""
         nodes = self.nodes.fix(self.out.weight)
         if nodes is not None:
-            edge_rbf, with_bias, edge_env = self._bases(nodes)
+            edge_rbf, with_bias, edge_env = enveloped(self.radial, self.envelope, nodes)
             tabulate_filter(self.embedding, with_bias)
             for conv in self.convs:
                 tabulate_filter(conv, edge_rbf, edge_env)
-
-    def _bases(
-        self, length: Float[Tensor, " R"]
-    ) -> tuple[Float[Tensor, "R K"], Float[Tensor, "R K1"], Float[Tensor, " R"]]:
-        """Radial basis under the envelope, the same twice under it and with a bias for the embedding, the envelope."""
-        edge_env = stored(self.envelope(length))
-        edge_rbf = stored(self.radial(length) * edge_env.unsqueeze(-1))
-        with_bias = torch.cat([edge_rbf, torch.ones_like(edge_rbf[:, :1])], -1) * edge_env.unsqueeze(-1)
-        return edge_rbf, with_bias, edge_env

@@ -7,10 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyg_equivariant.nn.compiler import stored
 from pyg_equivariant.nn.configurable import Configurable
 from pyg_equivariant.nn.cutoff import Cutoff
 
-__all__ = ["BesselBasis", "EnvelopedBasis", "GaussianBasis", "RadialBasis", "TrainableBesselBasis"]
+__all__ = ["BesselBasis", "EnvelopedBasis", "GaussianBasis", "RadialBasis", "TrainableBesselBasis", "enveloped"]
 
 
 class RadialBasis(Configurable, ABC):
@@ -100,3 +101,13 @@ class EnvelopedBasis(Configurable):
         """The functions at these lengths in Å."""
         u = self.envelope(edge_len).unsqueeze(-1)
         return torch.cat([self.radial(edge_len) * u, u], -1)
+
+
+def enveloped(
+    radial: RadialBasis, envelope: Cutoff, length: Float[Tensor, " R"]
+) -> tuple[Float[Tensor, "R K"], Float[Tensor, "R K1"], Float[Tensor, " R"]]:
+    """A basis under an envelope, the same twice under it and with a column for a bias, and the envelope."""
+    edge_env = stored(envelope(length))
+    edge_rbf = stored(radial(length) * edge_env.unsqueeze(-1))
+    with_bias = torch.cat([edge_rbf, torch.ones_like(edge_rbf[:, :1])], -1) * edge_env.unsqueeze(-1)
+    return edge_rbf, with_bias, edge_env

@@ -17,6 +17,7 @@ from pyg_equivariant.nn.geometry import safe_norm
 from pyg_equivariant.nn.loops import with_loops
 from pyg_equivariant.nn.mlp import dense
 from pyg_equivariant.nn.neighbor_embedding import NeighborEmbedding
+from pyg_equivariant.nn.pairs import find_pairs, spread
 from pyg_equivariant.nn.radial import RadialBasis
 from pyg_equivariant.o3.harmonics import spherical_harmonics
 from pyg_equivariant.o3.layout import degrees, num_components
@@ -27,7 +28,7 @@ __all__ = ["ViSNet", "ViSNetConv", "ViSNetEdgeUpdate"]
 class ViSNetConv(EdgeSumConv):
     r"""The vector-scalar interactive message passing (scalar2vec and vec2scalar), for the atoms.
 
-    For scalars s = ``x[:, 0]`` and vectors v = ``x[:, 1:]`` of all degrees from 1, with features f of the edges
+    For scalars s and vectors v of all degrees from 1, with features f of the edges
 
     .. math::
         m_{ij} &= \mathrm{SiLU}\big(\textstyle\sum W_q s_i ∘ W_k s_j ∘ σ(W_{dk} f_{ij})\big) \, u_{ij} \,
@@ -37,75 +38,87 @@ class ViSNetConv(EdgeSumConv):
 
     where s is normalised by a LayerNorm before all maps, and the inner sum runs over the channels of a head. W_1 and
     W_2 have no bias, which is zero when the authors begin to train: it would let an atom leave the cutoff with a finite
-    vector.
+    vector. In the first layer, where there are no vectors yet, what reads them is left out.
 
     Args:
         channels: C.
         num_heads: Heads of the attention, a divisor of C.
         lmax: Highest degree of the vectors.
+        lmax_in: Highest degree of the vectors that there are already, 0 or ``lmax``; ``lmax`` if not given.
 
     Raises:
         ValueError: if the heads do not divide the channels.
 
     Example:
         >>> conv = ViSNetConv(8, num_heads=2)
-        >>> x, edge_index = torch.zeros(3, 4, 8), torch.tensor([[0, 1], [1, 2]])
-        >>> conv(x, edge_index, torch.zeros(2, 8), torch.zeros(2, 3), torch.ones(2)).shape
-        torch.Size([3, 4, 8])
+        >>> scalar, vec, edge_index = torch.zeros(3, 8), torch.zeros(3, 3, 8), torch.tensor([[0, 1], [1, 2]])
+        >>> ds, dv = conv(scalar, vec, edge_index, torch.zeros(2, 8), torch.zeros(2, 3), torch.ones(2))
+        >>> ds.shape, dv.shape
+        (torch.Size([3, 8]), torch.Size([3, 3, 8]))
     """
 
-    def __init__(self, channels: int, num_heads: int = 8, lmax: int = 1) -> None:
+    def __init__(self, channels: int, num_heads: int = 8, lmax: int = 1, *, lmax_in: int | None = None) -> None:
         # of the source's vectors and of ones, for what is the edge's alone: harmonics and, in the last row, scalars
-        ones = num_components(lmax) - 1
+        ones = num_components(lmax if lmax_in is None else lmax_in) - 1
+        rows, kinds = num_components(lmax) - 1, 2 if ones else 1
         turned = [Term(m, m, CONSTANT, 0, 1.0) for m in range(ones)]
-        along = [Term(m, ones, m, 1, 1.0) for m in range(ones)]
-        super().__init__([*turned, *along, Term(ones, ones, CONSTANT, 2, 1.0)], ones + 1)
+        along = [Term(m, ones, m, kinds - 1, 1.0) for m in range(rows)]
+        super().__init__([*turned, *along, Term(rows, ones, CONSTANT, kinds, 1.0)], rows + 1)
         if num_heads < 1 or channels % num_heads:
             raise ValueError(f"the channels must be a multiple of num_heads, got channels={channels}, {num_heads=}")
+        if ones not in (0, rows):
+            raise ValueError(f"lmax_in must be 0 or lmax={lmax}, got {lmax_in}")
         self.num_heads = num_heads
         self.norm = nn.LayerNorm(channels)
         self.query = dense(channels, channels)
         self.key = dense(channels, channels)
         self.value = dense(channels, channels)
         self.filter = dense(channels, 2 * channels)
-        self.to_vectors = dense(channels, 2 * channels, bias=False)
-        self.mix = dense(channels, 3 * channels, bias=False)
-        self.out = dense(channels, 3 * channels)
+        self.to_vectors = dense(channels, kinds * channels, bias=False)
+        self.mix = dense(channels, 3 * channels, bias=False) if ones else None
+        self.out = dense(channels, 3 * channels if ones else channels)
 
     def forward(
         self,
-        x: Float[Tensor, "N M C"],
+        scalar: Float[Tensor, "N C"],
+        vec: Float[Tensor, "N M C"],
         edge_index: Int[Tensor, "2 E"],
-        edge: Float[Tensor, "E C"],
-        edge_sh: Float[Tensor, "E M1"],
+        edge: Float[Tensor, "P C"],
+        edge_sh: Float[Tensor, "E M"],
         envelope: Float[Tensor, " E"],
-    ) -> Float[Tensor, "N M C"]:
-        """The update of x.
+        pair: Int[Tensor, " E"] | None = None,
+    ) -> tuple[Float[Tensor, "N C"], Float[Tensor, "N M C"]]:
+        """The updates of scalars and vectors.
 
         Args:
-            x: Scalars and vectors of the atoms.
+            scalar: Scalars of the atoms.
+            vec: Vectors of the atoms, degrees from 1.
             edge_index: Sources j and targets i.
-            edge: Features of the edges.
+            edge: Features of the edges, or of their pairs.
             edge_sh: Harmonics of their directions, degrees from 1.
             envelope: Zero from the cutoff on.
+            pair: Which row of ``edge`` an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own if not given.
         """
-        scalar, vec = self.norm(x[:, 0]), x[:, 1:]
+        scalar = self.norm(scalar)
         message = self.edge_updater(
             edge_index,
-            size=(len(x), len(x)),
+            size=(len(scalar), len(scalar)),
             query=self.query(scalar),
             key=self.key(scalar),
             value=self.value(scalar),
-            weight=functional.silu(self.filter(edge)),
+            weight=spread(functional.silu(self.filter(edge)), pair),
             envelope=envelope,
         )
-        filters = torch.cat([functional.silu(self.to_vectors(message)), message], -1).unflatten(1, (3, -1))
-        sent = torch.cat([vec, torch.ones_like(vec[:, :1])], 1)
-        received = self.message_and_aggregate(edge_index, sent, filters, edge_sh)
-        left, right, own = self.mix(vec).chunk(3, -1)
-        o1, o2, o3 = self.out(received[:, -1]).chunk(3, -1)
-        scalar = o2 * (left * right).sum(1) + o3
-        return torch.cat([scalar.unsqueeze(1), received[:, :-1] + o1.unsqueeze(1) * own], 1)
+        filters = torch.cat([functional.silu(self.to_vectors(message)), message], -1)
+        ones = torch.ones_like(scalar).unsqueeze(1)
+        sent = ones if self.mix is None else torch.cat([vec, ones], 1)
+        received = self.message_and_aggregate(edge_index, sent, filters.unflatten(1, (-1, scalar.shape[1])), edge_sh)
+        dv, ds = received[:, :-1], self.out(received[:, -1])
+        if self.mix is not None:
+            left, right, own = self.mix(vec).chunk(3, -1)
+            o1, o2, o3 = ds.chunk(3, -1)
+            ds, dv = o2 * (left * right).sum(1) + o3, dv + o1.unsqueeze(1) * own
+        return ds, dv
 
     def edge_update(
         self,
@@ -147,10 +160,11 @@ class ViSNetEdgeUpdate(nn.Module):
 
     def forward(
         self,
-        edge: Float[Tensor, "E C"],
-        vec: Float[Tensor, "N M1 C"],
+        edge: Float[Tensor, "P C"],
+        vec: Float[Tensor, "N M C"],
         edge_index: Int[Tensor, "2 E"],
-        edge_sh: Float[Tensor, "E M1"],
+        edge_sh: Float[Tensor, "E M"],
+        pair: Int[Tensor, " E"] | None = None,
     ) -> Float[Tensor, "E C"]:
         """The update of the edges' features; the arguments are those of :class:`ViSNetConv`."""
         source, target = edge_index
@@ -159,7 +173,7 @@ class ViSNetEdgeUpdate(nn.Module):
         sh = edge_sh.unsqueeze(-1)
         # the product of the rejections, multiplied out
         along = (sh * own).sum(1) * (sh * other).sum(1) * (edge_sh.square().sum(-1, keepdim=True) - 2.0)
-        return functional.silu(self.dense(edge)) * ((own * other).sum(1) + along)
+        return spread(functional.silu(self.dense(edge)), pair) * ((own * other).sum(1) + along)
 
 
 class ViSNet(Representation):
@@ -168,8 +182,8 @@ class ViSNet(Representation):
     Reference: Wang et al. 2022, arXiv:2210.16518 (Nature Communications 2024, doi:10.1038/s41467-023-43720-2), methods.
     Atoms have scalars and vectors of the degrees 1 to lmax, edges have scalars
     :math:`f_{ij} = (s_i + s_j) ∘ W_e e(r_{ij})`. Each layer updates the atoms (:class:`ViSNetConv`) and, but for the
-    last, the edges (:class:`ViSNetEdgeUpdate`). As in the authors' code every atom is one of its own neighbours. Agrees
-    with ``torch_geometric.nn.models.ViSNet``.
+    first, whose update is zero as there are no vectors yet, and the last, the edges (:class:`ViSNetEdgeUpdate`). As
+    in the authors' code every atom is one of its own neighbours. Agrees with ``torch_geometric.nn.models.ViSNet``.
 
     The defaults are those of its rMD17 models; on QM9 it has 512 channels and 64 radial functions. The normalisation of
     vectors between their shortest and longest channel, an option that only QM9 uses, has no derivative where
@@ -209,8 +223,10 @@ class ViSNet(Representation):
         self.envelope = CosineCutoff(cutoff)
         self.neighbors = NeighborEmbedding(channels, self.radial.num_basis + 1)
         self.edges = dense(self.radial.num_basis, channels)
-        self.convs = nn.ModuleList(ViSNetConv(channels, num_heads, lmax) for _ in range(num_layers))
-        self.edge_updates = nn.ModuleList(ViSNetEdgeUpdate(channels) for _ in range(num_layers - 1))
+        self.convs = nn.ModuleList(
+            ViSNetConv(channels, num_heads, lmax, lmax_in=lmax if index else 0) for index in range(num_layers)
+        )
+        self.edge_updates = nn.ModuleList(ViSNetEdgeUpdate(channels) for _ in range(num_layers - 2))
         self.norm = nn.LayerNorm(channels)
         # harmonics of every degree have length 1 here
         self.sh_scale = [1.0 / math.sqrt(2 * degree + 1) for degree in degrees(lmax)[1:]]
@@ -222,20 +238,22 @@ class ViSNet(Representation):
         edge_vec: Float[Tensor, "E 3"],
     ) -> Float[Tensor, "N 1 M C"]:
         """Scalars and vectors of the atoms; the arguments are those of :class:`Representation`."""
-        num_edges = edge_index.shape[1]
         looped, edge_vec = with_loops(edge_index, edge_vec, len(z))
-        source, target = looped
-        edge_len = safe_norm(edge_vec)
-        envelope = self.envelope(edge_len)
-        edge_rbf = self.radial(edge_len) * envelope.unsqueeze(-1)
+        pairs = find_pairs(looped, edge_vec)
+        source, target = looped.index_select(1, pairs.first)
+        length = safe_norm(edge_vec.index_select(0, pairs.first))
+        envelope = self.envelope(length)
+        edge_rbf = self.radial(length) * envelope.unsqueeze(-1)
         edge_sh = spherical_harmonics(edge_vec, self.lmax)[:, 1:] * edge_vec.new_tensor(self.sh_scale)
         enveloped = torch.cat([edge_rbf, torch.ones_like(edge_rbf[:, :1])], -1) * envelope.unsqueeze(-1)
-        scalar = self.neighbors(self.embedding(z), z, edge_index, enveloped[:num_edges])
+        scalar = self.neighbors(self.embedding(z), z, edge_index, enveloped, pairs.of[: edge_index.shape[1]])
         edge = (scalar.index_select(0, source) + scalar.index_select(0, target)) * self.edges(edge_rbf)
-        x = torch.cat([scalar.unsqueeze(1), scalar.new_zeros(len(z), num_components(self.lmax) - 1, self.channels)], 1)
-        for conv, update in zip(self.convs, [*self.edge_updates, None], strict=True):
-            change = conv(x, looped, edge, edge_sh, envelope)
+        pair: Tensor | None = pairs.of  # until the first update both edges of a pair have the same features
+        envelope = spread(envelope, pair)
+        vec = scalar.new_zeros(len(z), num_components(self.lmax) - 1, self.channels)
+        for conv, update in zip(self.convs, [None, *self.edge_updates, None], strict=False):
+            ds, dv = conv(scalar, vec, looped, edge, edge_sh, envelope, pair)
             if update is not None:
-                edge = edge + update(edge, x[:, 1:], looped, edge_sh)
-            x = x + change
-        return torch.cat([self.norm(x[:, :1]), x[:, 1:]], 1).unsqueeze(1)
+                edge, pair = spread(edge, pair) + update(edge, vec, looped, edge_sh, pair), None
+            scalar, vec = scalar + ds, vec + dv
+        return torch.cat([self.norm(scalar).unsqueeze(1), vec], 1).unsqueeze(1)

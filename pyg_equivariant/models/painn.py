@@ -12,7 +12,7 @@ from pyg_equivariant.nn.edge_sum import CONSTANT, Term
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.filter import LinearFilter, by_column
 from pyg_equivariant.nn.geometry import safe_norm, unit_vectors
-from pyg_equivariant.nn.interpolation import Interpolation, RadialNodes, interpolate
+from pyg_equivariant.nn.interpolation import Interpolation, RadialNodes, interpolate, tabulate_filter
 from pyg_equivariant.nn.mlp import MLP, dense
 from pyg_equivariant.nn.pairs import find_pairs
 from pyg_equivariant.nn.radial import GaussianBasis, RadialBasis
@@ -27,9 +27,12 @@ class PaiNNConv(EdgeSumConv):
         Δs_i = Σ_j φ_s(s_j) ∘ W_s(r_{ij}), \qquad
         Δv_i = Σ_j v_j ∘ φ_{vv}(s_j) ∘ W_{vv}(r_{ij}) + φ_{vs}(s_j) ∘ W_{vs}(r_{ij}) \, \hat r_{ij}
 
+    In the first layer, where there are no vectors yet, what multiplies them is left out.
+
     Args:
         channels: C.
         num_basis: Columns of ``edge_rbf``.
+        lmax_in: 1 if there are vectors already, else 0.
 
     Example:
         >>> conv = PaiNNConv(8, num_basis=4)
@@ -39,12 +42,13 @@ class PaiNNConv(EdgeSumConv):
         (torch.Size([3, 8]), torch.Size([3, 3, 8]))
     """
 
-    def __init__(self, channels: int, num_basis: int) -> None:
-        turned = [Term(1 + k, 1 + k, CONSTANT, 1, 1.0) for k in range(3)]
-        along = [Term(1 + k, 4, k, 2, 1.0) for k in range(3)]
-        super().__init__([Term(0, 0, CONSTANT, 0, 1.0), *turned, *along], 4)
-        self.context = MLP([channels, channels, 3 * channels])
-        self.filter = LinearFilter(num_basis, 3 * channels)
+    def __init__(self, channels: int, num_basis: int, *, lmax_in: int = 1) -> None:
+        along = [Term(1 + k, 1, k, 1, 1.0) for k in range(3)]
+        turned = [Term(1 + k, 2 + k, CONSTANT, 2, 1.0) for k in range(3 * lmax_in)]
+        super().__init__([Term(0, 0, CONSTANT, 0, 1.0), *along, *turned], 4)
+        self.parts = 2 + lmax_in
+        self.context = MLP([channels, channels, self.parts * channels])
+        self.filter = LinearFilter(num_basis, self.parts * channels)
 
     def forward(
         self,
@@ -67,9 +71,10 @@ class PaiNNConv(EdgeSumConv):
             pair: Which row of ``edge_rbf`` an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own if not given.
             table: How the filters between nodes follow, see :mod:`~pyg_equivariant.nn.interpolation`.
         """
-        s, vv, vs = self.context(scalar).unsqueeze(1).chunk(3, -1)
-        weight = interpolate(self.filter(edge_rbf), table).unflatten(1, (3, -1))
-        sent = torch.cat([s, vector * vv, vs], 1)
+        sent = self.context(scalar).unflatten(1, (self.parts, -1))  # s, vs, vv
+        weight = interpolate(self.filter(edge_rbf), table).unflatten(1, (self.parts, -1))
+        if self.parts == 3:
+            sent = torch.cat([sent[:, :2], vector * sent[:, 2:]], 1)
         ds, dv = self.message_and_aggregate(edge_index, sent, weight, edge_dir, pair).split([1, 3], 1)
         return ds.squeeze(1), dv
 
@@ -131,7 +136,9 @@ class PaiNN(Representation):
         self.radial = radial or GaussianBasis(20, cutoff)
         self.nodes = RadialNodes(cutoff, self.radial.num_basis)
         self.envelope = CosineCutoff(cutoff)
-        self.convs = nn.ModuleList(PaiNNConv(channels, self.radial.num_basis) for _ in range(num_layers))
+        self.convs = nn.ModuleList(
+            PaiNNConv(channels, self.radial.num_basis, lmax_in=min(index, 1)) for index in range(num_layers)
+        )
         self.updates = nn.ModuleList(PaiNNUpdate(channels) for _ in range(num_layers))
 
     def forward(
@@ -146,7 +153,7 @@ class PaiNN(Representation):
         length = edge_len.index_select(0, pairs.first)
         nodes, table = self.nodes(length, edge_index.shape[1])
         edge_dir = stored(unit_vectors(edge_vec, edge_len))
-        edge_rbf = by_column(self.radial(nodes) * self.envelope(nodes).unsqueeze(-1))
+        edge_rbf = self._basis(nodes)
         scalar: Tensor = self.embedding(z)
         vector = scalar.new_zeros(len(z), 3, self.channels)
         for conv, update in zip(self.convs, self.updates, strict=True):
@@ -155,3 +162,13 @@ class PaiNN(Representation):
             ds, dv = update(scalar, vector)
             scalar, vector = scalar + ds, vector + dv
         return torch.cat([scalar.unsqueeze(1), vector], 1).unsqueeze(1)
+
+    def tabulate(self) -> None:
+        """See :meth:`Representation.tabulate`."""
+        nodes = self.nodes.fix(self.embedding.weight)
+        if nodes is not None:
+            for conv in self.convs:
+                tabulate_filter(conv, self._basis(nodes))
+
+    def _basis(self, length: Float[Tensor, " R"]) -> Float[Tensor, "R K"]:
+        return by_column(self.radial(length) * self.envelope(length).unsqueeze(-1))

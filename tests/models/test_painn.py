@@ -48,7 +48,7 @@ def test_message_equations():
     edge_rbf = torch.rand(4, 3, generator=generator, dtype=torch.float64)
     ds, dv = torch.zeros_like(scalar), torch.zeros_like(vector)
     for e, (j, i) in enumerate(edge_index.T.tolist()):
-        s, vv, vs = (conv.context(scalar[j]) * conv.filter(edge_rbf[e])).split(4)
+        s, vs, vv = (conv.context(scalar[j]) * conv.filter(edge_rbf[e])).split(4)
         ds[i] += s
         dv[i] += vector[j] * vv + edge_dir[e][:, None] * vs
     actual = conv(scalar, vector, edge_index, edge_dir, edge_rbf)

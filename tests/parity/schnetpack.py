@@ -66,6 +66,11 @@ def reorder_layer(layer: nn.Linear, *order: int) -> None:
         layer.bias.copy_(reorder(layer.bias, *order))
 
 
+def with_vectors(weight: Tensor) -> Tensor:
+    """The parts s, vs and vv of all outputs, with ones for vv where there are none: they multiply zero."""
+    return torch.cat([weight, torch.ones_like(weight[: 3 * CHANNELS - len(weight)])])
+
+
 def copy_schnet(peer: nn.Module, ours: SchNet) -> None:
     for theirs, block in zip(peer.interactions, ours.blocks, strict=True):
         theirs.in2f.load_state_dict(block.conv.dense.state_dict())
@@ -74,13 +79,15 @@ def copy_schnet(peer: nn.Module, ours: SchNet) -> None:
 
 
 def copy_painn(peer: nn.Module, ours: PaiNN) -> None:
-    """Theirs have the filters of directions before those of vectors, V before U, and one linear map for all layers."""
-    filters = torch.cat([reorder(conv.filter.weight.T, 0, 2, 1) for conv in ours.convs])
+    """Theirs have V before U, one linear map for all filters, and weights for vectors in the first layer too."""
+    filters = torch.cat([with_vectors(conv.filter.weight.T) for conv in ours.convs])
     peer.filter_net.weight.copy_(filters[:, :NUM_BASIS])
     peer.filter_net.bias.copy_(filters[:, NUM_BASIS:].sum(1))  # zero if there is no constant function
     for theirs, conv in zip(peer.interactions, ours.convs, strict=True):
-        copy_layers(theirs.interatomic_context_net, conv.context)
-        reorder_layer(theirs.interatomic_context_net[1], 0, 2, 1)
+        first, last = theirs.interatomic_context_net
+        first.load_state_dict(conv.context[0].state_dict())
+        last.weight.copy_(with_vectors(conv.context[-1].weight))
+        last.bias.copy_(with_vectors(conv.context[-1].bias))
     for theirs, update in zip(peer.mixing, ours.updates, strict=True):
         theirs.mu_channel_mix.load_state_dict(update.mix.state_dict())
         reorder_layer(theirs.mu_channel_mix, 1, 0)

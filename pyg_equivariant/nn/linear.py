@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pyg_equivariant.nn.embedding import MAX_Z
-from pyg_equivariant.o3.layout import degree_slices, degrees
+from pyg_equivariant.o3.layout import degree_slices
 
 __all__ = ["DegreeLinear", "ElementLinear"]
 
@@ -30,13 +30,12 @@ class DegreeLinear(nn.Module):
         self, in_channels: int, out_channels: int, *, lmax: int = 0, parity: int = 1, bias: bool = False
     ) -> None:
         super().__init__()
-        self.degrees = degrees(lmax)
         self.weight = nn.Parameter(torch.randn(parity, lmax + 1, in_channels, out_channels) / math.sqrt(in_channels))
         self.register_parameter("bias", nn.Parameter(torch.zeros(out_channels)) if bias else None)
 
     def forward(self, x: Float[Tensor, "N P M C"]) -> Float[Tensor, "N P M D"]:
         """Mixed features."""
-        y = _mix(x, self.weight, self.degrees)
+        y = _mix(x, self.weight)
         if self.bias is not None:
             scalars, rest = y.flatten(1, 2).tensor_split([1], dim=1)
             y = torch.cat([scalars + self.bias, rest], dim=1).view_as(y)
@@ -70,7 +69,6 @@ class ElementLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.lmax = lmax
-        self.degrees = degrees(lmax)
         known = range(MAX_Z + 1) if elements is None else sorted(set(elements))
         if not known or known[0] < 0 or known[-1] > MAX_Z:
             raise ValueError(f"elements must be atomic numbers from 1 to {MAX_Z}, got {elements}")
@@ -88,12 +86,15 @@ class ElementLinear(nn.Module):
             blocks = [x[:, :, rows] @ weight[:, :, degree] for degree, rows in enumerate(degree_slices(self.lmax))]
             return torch.cat(blocks, dim=2)
         spread = x.unsqueeze(3) * self.one_hot[z][:, None, None, :, None]
-        return _mix(spread.flatten(3), self.weight.flatten(2, 3), self.degrees)
+        return _mix(spread.flatten(3), self.weight.flatten(2, 3))
 
 
-def _mix(x: Float[Tensor, "N P M C"], weight: Float[Tensor, "P L C D"], degrees: list[int]) -> Float[Tensor, "N P M D"]:
-    if len(degrees) == 1 and x.shape[1] == 1:
-        return x @ weight[0, 0]  # one product: with all four dimensions it would be one an atom
-    full = weight[:, degrees].flatten(0, 1)  # one matrix a component, so that all are one batched product
-    y = torch.bmm(x.flatten(1, 2).transpose(0, 1), full)
-    return y.transpose(0, 1).reshape(*x.shape[:3], weight.shape[3])
+def _mix(x: Float[Tensor, "N P M C"], weight: Float[Tensor, "P L C D"]) -> Float[Tensor, "N P M D"]:
+    """One product of matrices for each slot and degree."""
+    num_atoms, num_slots, num_components, channels = x.shape
+    blocks = [
+        (x[:, slot, rows].reshape(-1, channels) @ weight[slot, degree]).view(num_atoms, 2 * degree + 1, weight.shape[3])
+        for slot in range(num_slots)
+        for degree, rows in enumerate(degree_slices(weight.shape[1] - 1))
+    ]
+    return torch.cat(blocks, dim=1).view(num_atoms, num_slots, num_components, weight.shape[3])

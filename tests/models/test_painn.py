@@ -68,3 +68,22 @@ def test_update_equations():
     ds, dv = update(scalar, vector)
     assert_close(ds, a_ss + a_sv * (u * v).sum(1), "eq. 9", tolerance=1e-7)
     assert_close(dv, a_vv[:, None] * u, "eq. 10", tolerance=1e-7)
+
+
+def test_first_layer_has_no_weights_for_vectors():
+    """Which are zero there: with them, and any weights, the outcome would be the same."""
+    model = PaiNN(4, 2, cutoff=3.0).double()
+    fill_by_formula(model)
+    graph = RadiusGraph(3.0)(example_molecule())
+    source, target = graph.edge_index
+    edge_vec = graph.pos[source] - graph.pos[target]
+    expected = model(graph.z, graph.edge_index, edge_vec)
+    first, whole = model.convs[0], PaiNNConv(4, 20).double()
+    with torch.no_grad():
+        whole.filter.weight[:, :8] = first.filter.weight
+        for mine, theirs in zip([*whole.context][::2], [*first.context][::2], strict=True):
+            mine.weight[: len(theirs.weight)] = theirs.weight
+            mine.bias[: len(theirs.bias)] = theirs.bias
+    model.convs[0] = whole
+    assert sum(p.numel() for p in whole.parameters()) - sum(p.numel() for p in first.parameters()) == 4 * (4 + 1 + 20)
+    assert_close(model(graph.z, graph.edge_index, edge_vec).detach(), expected.detach(), "features")

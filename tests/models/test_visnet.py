@@ -5,7 +5,7 @@ import torch
 from torch_geometric.nn.models import visnet as pyg
 
 from pyg_equivariant.data import RadiusGraph
-from pyg_equivariant.models.visnet import ViSNet, ViSNetEdgeUpdate
+from pyg_equivariant.models.visnet import ViSNet, ViSNetConv, ViSNetEdgeUpdate
 from pyg_equivariant.nn.expnormal import ExpNormalBasis
 from pyg_equivariant.nn.loops import with_loops
 from pyg_equivariant.o3.harmonics import spherical_harmonics
@@ -139,3 +139,26 @@ def test_dihedral_angle_enters_with_the_second_layer():
 def test_wrong_sizes(wrong):
     with pytest.raises(ValueError, match=r"at least 1|a multiple of num_heads"):
         ViSNet(8, **{"num_layers": 2, **wrong})
+
+
+def test_edges_of_a_pair_differ_after_the_first_update():
+    """Until then their features are computed once a pair; afterwards both are not alike."""
+    graph = RadiusGraph(CUTOFF)(example_molecule())
+    model = ViSNet(8, 3, cutoff=CUTOFF, num_heads=2).double()
+    fill_by_formula(model)
+    pairs = []
+    for conv in model.convs:
+        conv.register_forward_hook(lambda module, inputs, outcome: pairs.append((len(inputs[3]), inputs[6] is None)))
+    source, target = graph.edge_index
+    model(graph.z, graph.edge_index, graph.pos[source] - graph.pos[target])
+    num_atoms, num_edges = len(graph.z), graph.num_edges
+    halved = num_edges // 2 + num_atoms
+    assert pairs == [(halved, False), (halved, False), (num_edges + num_atoms, True)]
+
+
+def test_first_layer_reads_no_vectors():
+    first, second = ViSNet(8, 2, cutoff=CUTOFF, num_heads=2).convs
+    assert first.mix is None
+    assert second.mix is not None
+    with pytest.raises(ValueError, match="lmax_in must be 0 or lmax"):
+        ViSNetConv(8, 2, 2, lmax_in=1)

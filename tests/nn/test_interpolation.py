@@ -212,7 +212,7 @@ def test_compiled_models_interpolate(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (once - eager).norm() <= 1e-4 * eager.norm()
 
 
-@pytest.mark.parametrize("representation", MODELS[1:], ids=lambda model: type(model).__name__)
+@pytest.mark.parametrize("representation", MODELS, ids=lambda model: type(model).__name__)
 def test_frozen(representation: Representation, tmp_path: Path) -> None:
     """A few atoms, for which nothing is interpolated otherwise."""
     data = RadiusGraph(4.0)(example_molecule(7, spread=1.5))

@@ -1,14 +1,15 @@
 """Linear maps of channels, one matrix a degree and parity."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pyg_equivariant.nn.element_product import element_product
 from pyg_equivariant.nn.embedding import MAX_Z
-from pyg_equivariant.o3.layout import degree_slices
+from pyg_equivariant.o3.layout import degree_slices, lmax_of
 
 __all__ = ["DegreeLinear", "ElementLinear"]
 
@@ -35,7 +36,7 @@ class DegreeLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "N P M C"]) -> Float[Tensor, "N P M D"]:
         """Mixed features."""
-        y = _mix(x, self.weight)
+        y = _by_degree(x, lambda rows, slot, degree: rows @ self.weight[slot, degree])
         if self.bias is not None:
             scalars, rest = y.flatten(1, 2).tensor_split([1], dim=1)
             y = torch.cat([scalars + self.bias, rest], dim=1).view_as(y)
@@ -45,8 +46,8 @@ class DegreeLinear(nn.Module):
 class ElementLinear(nn.Module):
     r"""Mixes channels with a matrix for each element: :math:`y_{iplmd} = \sum_c x_{iplmc} W_{z_i,plcd}`.
 
-    This is e3nn's ``FullyConnectedTensorProduct`` with one-hot elements. With few elements it is one matrix product of
-    ``x ⊗ one-hot(z)``; with many, the matrix of each atom is looked up, which takes P·(lmax + 1)·C·D numbers an atom.
+    This is e3nn's ``FullyConnectedTensorProduct`` with one-hot elements, see
+    :func:`~pyg_equivariant.nn.element_product.element_product`.
 
     Args:
         in_channels: C.
@@ -56,7 +57,7 @@ class ElementLinear(nn.Module):
         elements: Atomic numbers that occur; any other gives NaN. All elements if not given.
     """
 
-    one_hot: Tensor
+    place: Tensor
 
     def __init__(
         self,
@@ -72,29 +73,20 @@ class ElementLinear(nn.Module):
         known = range(MAX_Z + 1) if elements is None else sorted(set(elements))
         if not known or known[0] < 0 or known[-1] > MAX_Z:
             raise ValueError(f"elements must be atomic numbers from 1 to {MAX_Z}, got {elements}")
-        self.looks_up = len(known) > max(16, in_channels)
         shape = (parity, lmax + 1, len(known), in_channels, out_channels)
         self.weight = nn.Parameter(torch.randn(shape) / math.sqrt(in_channels))
-        table = torch.full((MAX_Z + 1, len(known)), math.nan)
-        table[list(known)] = torch.eye(len(known))
-        self.register_buffer("one_hot", table, persistent=False)
+        place = torch.full((MAX_Z + 1,), -1)
+        place[list(known)] = torch.arange(len(known))
+        self.register_buffer("place", place, persistent=False)
 
     def forward(self, x: Float[Tensor, "N P M C"], z: Int[Tensor, " N"]) -> Float[Tensor, "N P M D"]:
         """Mixed features of atoms with atomic numbers ``z``."""
-        if self.looks_up:
-            weight = self.weight.movedim(2, 0).index_select(0, z)
-            blocks = [x[:, :, rows] @ weight[:, :, degree] for degree, rows in enumerate(degree_slices(self.lmax))]
-            return torch.cat(blocks, dim=2)
-        spread = x.unsqueeze(3) * self.one_hot[z][:, None, None, :, None]
-        return _mix(spread.flatten(3), self.weight.flatten(2, 3))
+        index = self.place.index_select(0, z)
+        return _by_degree(x, lambda rows, slot, degree: element_product(rows, self.weight[slot, degree], index))
 
 
-def _mix(x: Float[Tensor, "N P M C"], weight: Float[Tensor, "P L C D"]) -> Float[Tensor, "N P M D"]:
-    """One product of matrices for each slot and degree."""
-    num_atoms, num_slots, num_components, channels = x.shape
-    blocks = [
-        (x[:, slot, rows].reshape(-1, channels) @ weight[slot, degree]).view(num_atoms, 2 * degree + 1, weight.shape[3])
-        for slot in range(num_slots)
-        for degree, rows in enumerate(degree_slices(weight.shape[1] - 1))
-    ]
-    return torch.cat(blocks, dim=1).view(num_atoms, num_slots, num_components, weight.shape[3])
+def _by_degree(x: Float[Tensor, "N P M C"], mix: Callable[[Tensor, int, int], Tensor]) -> Float[Tensor, "N P M D"]:
+    """What becomes of the rows ``[N, 2 l + 1, C]`` of each slot and degree."""
+    slots, slices = range(x.shape[1]), degree_slices(lmax_of(x.shape[2]))
+    blocks = [mix(x[:, slot, rows].contiguous(), slot, degree) for slot in slots for degree, rows in enumerate(slices)]
+    return torch.cat(blocks, dim=1).unflatten(1, x.shape[1:3])

@@ -6,11 +6,14 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
+#include <limits>
 #include <mutex>
+#include <numeric>
 #include <string>
 #include <tuple>
 #include <unordered_map>
@@ -197,6 +200,64 @@ static std::tuple<Tensor, Tensor> find_pairs(const Tensor &edge_index, const Ten
     return {first.narrow(0, 0, count).clone(), of};
 }
 
+// Products with a matrix for each element.
+
+struct ByElement {
+    Tensor order;                // of the atoms, element after element
+    std::vector<int64_t> first;  // place of each element's first atom; the last ones' element has no matrix
+};
+
+static ByElement by_element(const Tensor &x, const Tensor &index, int64_t elements) {
+    const int64_t atoms = x.size(0);
+    TORCH_CHECK_VALUE(index.size(0) == atoms, "there are features of ", atoms, " atoms, but elements of ", index.size(0));
+    const Tensor of = index.contiguous();
+    const int64_t *element = indices(of);
+    const auto group = [&](int64_t atom) { return element[atom] < 0 ? elements : element[atom]; };
+    ByElement result{at::empty({atoms}, of.options()), std::vector<int64_t>(elements + 2)};
+    for (int64_t atom = 0; atom < atoms; ++atom) {
+        TORCH_CHECK_INDEX(element[atom] < elements, "atom ", atom, " has the matrix ", element[atom], " of ", elements);
+        ++result.first[group(atom) + 1];
+    }
+    std::partial_sum(result.first.begin(), result.first.end(), result.first.begin());
+    std::vector<int64_t> next = result.first;
+    for (int64_t atom = 0; atom < atoms; ++atom) out<int64_t>(result.order)[next[group(atom)]++] = atom;
+    return result;
+}
+
+static Tensor element_product(const Tensor &x, const Tensor &weight, const Tensor &index) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    const int64_t atoms = x.size(0), elements = weight.size(0), in = weight.size(1), out = weight.size(2);
+    TORCH_CHECK_VALUE(x.size(2) == in, "matrices of ", in, " x ", out, " got features of ", x.size(2), " channels");
+    const auto [order, first] = by_element(x, index, elements);
+    const Tensor from = x.index_select(0, order);
+    Tensor sorted = at::empty({atoms, x.size(1), out}, x.options());
+    for (int64_t e = 0; e < elements; ++e) {
+        const int64_t count = first[e + 1] - first[e];
+        if (count == 0) continue;
+        Tensor part = sorted.narrow(0, first[e], count).view({-1, out});
+        at::mm_out(part, from.narrow(0, first[e], count).view({-1, in}), weight.select(0, e));
+    }
+    sorted.narrow(0, first[elements], atoms - first[elements]).fill_(std::numeric_limits<double>::quiet_NaN());
+    return empty(sorted).index_copy_(0, order, sorted);
+}
+
+static Tensor element_outer(const Tensor &x, const Tensor &g, const Tensor &index, int64_t elements) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    TORCH_CHECK_VALUE(x.size(0) == g.size(0) && x.size(1) == g.size(1), "rows ", x.sizes(), " do not fit ", g.sizes());
+    const int64_t in = x.size(2), out = g.size(2);
+    const auto [order, first] = by_element(x, index, elements);
+    const Tensor left = x.index_select(0, order), right = g.index_select(0, order);
+    Tensor result = at::zeros({elements, in, out}, x.options());
+    for (int64_t e = 0; e < elements; ++e) {
+        const int64_t count = first[e + 1] - first[e];
+        if (count == 0) continue;
+        Tensor part = result.select(0, e);
+        at::mm_out(part, left.narrow(0, first[e], count).view({-1, in}).t(),
+                   right.narrow(0, first[e], count).view({-1, out}));
+    }
+    return result;
+}
+
 // Each under two names: without the underscore it has derivatives.
 TORCH_LIBRARY_IMPL(pyg_equivariant, CPU, m) {
     for (const std::string prefix : {"", "_"}) {
@@ -209,6 +270,8 @@ TORCH_LIBRARY_IMPL(pyg_equivariant, CPU, m) {
         both("interpolation_put", TORCH_FN(interpolation_put));
         both("interpolation_dot", TORCH_FN(interpolation_dot));
         both("find_pairs", TORCH_FN(find_pairs));
+        both("element_product", TORCH_FN(element_product));
+        both("element_outer", TORCH_FN(element_outer));
     }
 }
 TORCH_LIBRARY_IMPL(pyg_equivariant, CompositeExplicitAutograd, m) { m.impl("edge_sum_terms", TORCH_FN(edge_sum_terms)); }

@@ -12,10 +12,10 @@ from pyg_equivariant.nn.bessel import SphericalBesselBasis
 from pyg_equivariant.nn.conv import Conv, segment_sum
 from pyg_equivariant.nn.cutoff import PolynomialCutoff
 from pyg_equivariant.nn.embedding import AtomEmbedding
-from pyg_equivariant.nn.geometry import safe_norm, unit_vectors
+from pyg_equivariant.nn.geometry import safe_norm
 from pyg_equivariant.nn.orthogonal import orthogonal_dense
+from pyg_equivariant.nn.paths import Paths, find_paths, sum_over_paths
 from pyg_equivariant.nn.radial import TrainableBesselBasis
-from pyg_equivariant.nn.triplets import Triplets, find_triplets, legendre, sum_over_paths
 
 __all__ = ["DimeNet", "DimeNetConv", "DimeNetPlusPlus", "DimeNetPlusPlusConv"]
 
@@ -27,7 +27,7 @@ class DimeNetConv(Conv):
         s_{kj,ji} = s_{lk}(d_{kj}) \, Y_{l0}(α_{kji})
 
     with the bilinear :math:`\mathbf W`, ``[C, S, C]``. Only Y depends on both edges. All else is done once an edge, and
-    the sum over the edges that meet in an atom is a product of matrices.
+    so is the sum over the edges that meet in an atom, see :func:`~pyg_equivariant.nn.paths.sum_over_paths`.
 
     Args:
         channels: C.
@@ -38,10 +38,9 @@ class DimeNetConv(Conv):
     Example:
         >>> conv = DimeNetConv(8, num_basis=6, num_degrees=7)
         >>> edge_index = torch.tensor([[1, 0, 2, 1], [0, 1, 1, 2]])
-        >>> edge_dir = torch.tensor([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]])
-        >>> triplets = find_triplets(edge_index, edge_dir, 3)
-        >>> angles = legendre(triplets, edge_dir, 7)
-        >>> conv(torch.zeros(4, 8), torch.zeros(4, 6), torch.zeros(4, 7, 6), angles, triplets).shape
+        >>> edge_vec = torch.tensor([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]])
+        >>> paths = find_paths(edge_index, edge_vec, 3, num_degrees=7)
+        >>> conv(torch.zeros(4, 8), torch.zeros(4, 6), torch.zeros(4, 7, 6), paths).shape
         torch.Size([4, 8])
     """
 
@@ -57,8 +56,7 @@ class DimeNetConv(Conv):
         x: Float[Tensor, "E C"],
         edge_rbf: Float[Tensor, "E K"],
         edge_sbf: Float[Tensor, "E L K"],
-        angles: Float[Tensor, "N D DL"],
-        triplets: Triplets,
+        paths: Paths,
     ) -> Float[Tensor, "E C"]:
         """The sum over the edges that meet each edge.
 
@@ -66,18 +64,15 @@ class DimeNetConv(Conv):
             x: Messages of the edges.
             edge_rbf: Radial basis e, zero from the cutoff on.
             edge_sbf: Radial part of the spherical basis s, likewise.
-            angles: The part Y of the angles, ``legendre(triplets, edge_dir, L)``.
-            triplets: Pairs of edges.
+            paths: Pairs of edges that meet, with their angles in L degrees.
         """
         x = functional.silu(self.dense(x)) * self.radial(edge_rbf)
         mixed = (x @ self.weight.transpose(0, 1).flatten(0, 1).T).unflatten(1, (-1, x.shape[1]))
-        return self.message_and_aggregate(triplets, angles, torch.bmm(_by_degree(edge_sbf, self.angular), mixed))
+        return self.message_and_aggregate(paths, torch.bmm(_by_degree(edge_sbf, self.angular), mixed))
 
-    def message_and_aggregate(
-        self, triplets: Triplets, angles: Float[Tensor, "N D DL"], values: Float[Tensor, "E L C"]
-    ) -> Float[Tensor, "E C"]:
+    def message_and_aggregate(self, paths: Paths, values: Float[Tensor, "E L C"]) -> Float[Tensor, "E C"]:
         """Each edge j → i receives the values of the edges k → j, weighted by the angles."""
-        return sum_over_paths(triplets, angles, values)
+        return sum_over_paths(paths, values)
 
 
 class DimeNetPlusPlusConv(Conv):
@@ -96,10 +91,9 @@ class DimeNetPlusPlusConv(Conv):
     Example:
         >>> conv = DimeNetPlusPlusConv(8, num_basis=6, num_degrees=7)
         >>> edge_index = torch.tensor([[1, 0, 2, 1], [0, 1, 1, 2]])
-        >>> edge_dir = torch.tensor([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]])
-        >>> triplets = find_triplets(edge_index, edge_dir, 3)
-        >>> angles = legendre(triplets, edge_dir, 7)
-        >>> conv(torch.zeros(4, 8), torch.zeros(4, 6), torch.zeros(4, 7, 6), angles, triplets).shape
+        >>> edge_vec = torch.tensor([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]])
+        >>> paths = find_paths(edge_index, edge_vec, 3, num_degrees=7)
+        >>> conv(torch.zeros(4, 8), torch.zeros(4, 6), torch.zeros(4, 7, 6), paths).shape
         torch.Size([4, 8])
     """
 
@@ -120,19 +114,16 @@ class DimeNetPlusPlusConv(Conv):
         x: Float[Tensor, "E C"],
         edge_rbf: Float[Tensor, "E K"],
         edge_sbf: Float[Tensor, "E L K"],
-        angles: Float[Tensor, "N D DL"],
-        triplets: Triplets,
+        paths: Paths,
     ) -> Float[Tensor, "E C"]:
         """The sum over the edges that meet each edge; the arguments are those of :class:`DimeNetConv`."""
         x = functional.silu(self.down(functional.silu(self.dense(x)) * self.radial(edge_rbf)))
         values = self.spread(_by_degree(edge_sbf, self.angular)) * x.unsqueeze(1)
-        return functional.silu(self.up(self.message_and_aggregate(triplets, angles, values)))
+        return functional.silu(self.up(self.message_and_aggregate(paths, values)))
 
-    def message_and_aggregate(
-        self, triplets: Triplets, angles: Float[Tensor, "N D DL"], values: Float[Tensor, "E L D2"]
-    ) -> Float[Tensor, "E D2"]:
+    def message_and_aggregate(self, paths: Paths, values: Float[Tensor, "E L D"]) -> Float[Tensor, "E D"]:
         """Each edge j → i receives the values of the edges k → j, weighted by the angles."""
-        return sum_over_paths(triplets, angles, values)
+        return sum_over_paths(paths, values)
 
 
 def _by_degree(edge_sbf: Float[Tensor, "E L K"], linear: nn.Linear) -> Float[Tensor, "E L S"]:
@@ -184,9 +175,9 @@ class _Interaction(nn.Module):
         self.after = nn.Sequential(_Residual(channels), _Residual(channels))
 
     def forward(
-        self, x: Float[Tensor, "E C"], edge_rbf: Tensor, edge_sbf: Tensor, angles: Tensor, triplets: Triplets
+        self, x: Float[Tensor, "E C"], edge_rbf: Tensor, edge_sbf: Tensor, paths: Paths
     ) -> Float[Tensor, "E C"]:
-        y = functional.silu(self.own(x)) + self.conv(x, edge_rbf, edge_sbf, angles, triplets)
+        y = functional.silu(self.own(x)) + self.conv(x, edge_rbf, edge_sbf, paths)
         y = functional.silu(self.dense(self.before(y)))
         out: Tensor = self.after(x + y)
         return out
@@ -287,13 +278,12 @@ class DimeNet(Representation):
         zero = (length == 0).unsqueeze(-1)
         inverse = torch.where(zero, 0.0, envelope / torch.where(zero, 1.0, length.unsqueeze(-1)))
         edge_sbf = inverse.unsqueeze(-1) * self.spherical(length)
-        triplets = find_triplets(edge_index, edge_vec, len(z))
-        angles = legendre(triplets, unit_vectors(edge_vec, edge_len), self.num_degrees)
+        paths = find_paths(edge_index, edge_vec, len(z), self.num_degrees)
         target = edge_index[1]
         message = self.embedding(z, edge_index, edge_rbf)
         x: Tensor = self.outputs[0](message, edge_rbf, target, len(z))
         for interaction, output in zip(self.interactions, self.outputs[1:], strict=True):
-            message = interaction(message, edge_rbf, edge_sbf, angles, triplets)
+            message = interaction(message, edge_rbf, edge_sbf, paths)
             x = x + output(message, edge_rbf, target, len(z))
         return x[:, None, None]
 

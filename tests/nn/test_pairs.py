@@ -6,7 +6,7 @@ import torch
 
 from pyg_equivariant.data import RadiusGraph, from_ase
 from pyg_equivariant.models import SchNet
-from pyg_equivariant.nn.pairs import find_pairs
+from pyg_equivariant.nn.pairs import _by_search, find_pairs, find_returns
 from pyg_equivariant.potential import Potential
 from pyg_equivariant.testing import example_molecule
 
@@ -47,3 +47,25 @@ def test_negative_zero_is_zero() -> None:
     edge_index = torch.tensor([[0, 1, 2, 3], [1, 0, 3, 2]])
     edge_vec = torch.tensor([[1.0, 0.0, 2], [-1, 0.0, -2], [0.0, -0.0, 1], [0.0, 0.0, -1]])
     assert find_pairs(edge_index, edge_vec).of.tolist() == [0, 0, 1, 1]
+
+
+def test_the_way_back_of_every_edge() -> None:
+    """By the kernel and by a search; in a crystal many edges join two atoms, and only one of them returns."""
+    data = from_ase(ase.build.bulk("Cu", cubic=True) * (2, 1, 1))
+    graph = Potential(SchNet()).double().graph(RadiusGraph(5.0)(data))
+    edge_index, edge_vec = graph.edge_index, graph.edge_vec
+    for back in (find_returns(edge_index, edge_vec, 8), _by_search(edge_index, edge_vec, 8, 0.01)):
+        assert torch.equal(edge_index[:, back], edge_index.flip(0))
+        assert (edge_vec[back] + edge_vec).abs().max() < 1e-6
+    half = edge_vec[:, 0] > 0  # edges one way: none returns
+    for back in (
+        find_returns(edge_index[:, half], edge_vec[half], 8),
+        _by_search(edge_index[:, half], edge_vec[half], 8, 0.01),
+    ):
+        assert half.any()
+        assert (back == -1).all()
+
+
+def test_an_edge_of_an_atom_that_is_not_there_is_refused() -> None:
+    with pytest.raises(IndexError, match="edge 1 has the atom 3 of 3"):
+        find_returns(torch.tensor([[0, 3], [1, 0]]), torch.ones(2, 3), 3)

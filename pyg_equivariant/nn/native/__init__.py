@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-__all__ = ["DECOMPOSITIONS", "define", "kernels", "operation", "runs_on"]
+__all__ = ["DECOMPOSITIONS", "define", "implement", "kernels", "operation", "runs_on"]
 
 NAMESPACE = "pyg_equivariant"
 SLOW = "models need several times longer on the CPU"
@@ -110,6 +110,12 @@ def runs_on(x: Tensor) -> bool:
 def define(schema: str) -> None:
     """An operation that is in C++, of which Python knows no more than how to call it."""
     _LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
+
+
+def implement(name: str, function: Callable[..., Any]) -> None:
+    """What an :func:`operation` does where there is no kernel: on other devices, and without a compiler."""
+    for each in (name, f"_{name}"):
+        _LIBRARY.impl(each, function, "CompositeExplicitAutograd")
 
 
 def operation(schema: str, fake: Callable[..., Any]) -> OpOverload:

@@ -28,6 +28,12 @@ struct Sizes {
     const int64_t *start;
 };
 
+// Edges and components of harmonics, which belong to rows: those of row r are first[r] to first[r + 1] - 1.
+struct Harmonics {
+    int64_t edges, nodes, rows, components, channels, threads;
+    const int64_t *index, *first;
+};
+
 // see edge_sum.cpp
 template <typename T> int64_t edge_sum_forward(const Table &, const Graph &, const T *x, const T *y, const T *w, T *out);
 template <typename T>
@@ -43,8 +49,18 @@ template <typename T> int64_t interpolation_put(const Sizes &, const T *c, const
 template <typename T> int64_t interpolation_dot(const Sizes &, const T *g, const T *table, T *out);
 template <typename T> void interpolation_polynomials(int64_t rows, int64_t order, const T *t, T *out);
 
+// see harmonic_sum.cpp
+template <typename T> int64_t harmonic_to_atoms(const Harmonics &, const T *y, const T *v, T *out);
+template <typename T> int64_t harmonic_to_edges(const Harmonics &, const T *y, const T *a, T *out);
+template <typename T> int64_t harmonic_dot(const Harmonics &, const T *v, const T *a, T *out);
+
 // see pairs.cpp; returns how many pairs there are
 template <typename T>
 int64_t find_pairs(int64_t edges, const int64_t *source, const int64_t *target, const T *vec, int64_t *first, int64_t *of);
+
+// see pairs.cpp
+template <typename T>
+void find_returns(int64_t edges, int64_t nodes, const int64_t *source, const int64_t *target, const T *vec, T same,
+                  int64_t *of);
 
 }  // namespace kernels

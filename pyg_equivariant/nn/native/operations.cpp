@@ -21,6 +21,7 @@
 
 using at::Tensor;
 using kernels::Graph;
+using kernels::Harmonics;
 using kernels::Sizes;
 using kernels::Table;
 
@@ -184,6 +185,69 @@ static Tensor interpolation_dot(const Tensor &g, const Tensor &table, const Tens
     return result;
 }
 
+// Sums of harmonics.
+
+struct HarmonicSum {
+    const Tensor index;
+    Harmonics size;
+
+    HarmonicSum(const Tensor &index, at::IntArrayRef first, int64_t nodes, int64_t channels)
+        : index(index.contiguous()),
+          size{index.size(0), nodes, int64_t(first.size()) - 1, first.back(), channels, at::get_num_threads(),
+               indices(this->index), first.data()} {}
+
+    void fits(const Tensor &tensor, int64_t length, int64_t rows) const {
+        TORCH_CHECK_VALUE(tensor.size(0) == length && tensor.size(1) == rows &&
+                              (tensor.dim() == 2 || tensor.size(2) == size.channels),
+                          "sums of ", size.components, " harmonics in ", size.rows, " rows over ", size.edges, " edges of ",
+                          size.nodes, " atoms with ", size.channels, " channels got a tensor ", tensor.sizes());
+    }
+    void of_edges(const Tensor &values) const { fits(values, size.edges, size.rows); }
+    void of_atoms(const Tensor &tensors) const { fits(tensors, size.nodes, size.components); }
+    void harmonics(const Tensor &sh) const { fits(sh, size.edges, size.components); }
+
+    void check(int64_t edge) const {
+        TORCH_CHECK_INDEX(edge < 0, "edge ", edge, " has the atom ", size.index[edge], " of ", size.nodes);
+    }
+};
+
+static Tensor harmonic_to_atoms(const Tensor &sh, const Tensor &values, const Tensor &index, at::IntArrayRef first,
+                                int64_t nodes) {
+    const Tensor y = sh.contiguous(), v = values.contiguous();
+    const HarmonicSum sum(index, first, nodes, values.size(2));
+    sum.harmonics(sh), sum.of_edges(values);
+    Tensor result = at::zeros({nodes, sum.size.components, sum.size.channels}, values.options());
+    sum.check(typed(v, [&](auto zero) {
+        using T = decltype(zero);
+        return kernels::harmonic_to_atoms<T>(sum.size, in<T>(y), in<T>(v), out<T>(result));
+    }));
+    return result;
+}
+
+static Tensor harmonic_to_edges(const Tensor &sh, const Tensor &tensors, const Tensor &index, at::IntArrayRef first) {
+    const Tensor y = sh.contiguous(), a = tensors.contiguous();
+    const HarmonicSum sum(index, first, tensors.size(0), tensors.size(2));
+    sum.harmonics(sh), sum.of_atoms(tensors);
+    Tensor result = at::empty({sum.size.edges, sum.size.rows, sum.size.channels}, tensors.options());
+    sum.check(typed(a, [&](auto zero) {
+        using T = decltype(zero);
+        return kernels::harmonic_to_edges<T>(sum.size, in<T>(y), in<T>(a), out<T>(result));
+    }));
+    return result;
+}
+
+static Tensor harmonic_dot(const Tensor &values, const Tensor &tensors, const Tensor &index, at::IntArrayRef first) {
+    const Tensor v = values.contiguous(), a = tensors.contiguous();
+    const HarmonicSum sum(index, first, tensors.size(0), tensors.size(2));
+    sum.of_edges(values), sum.of_atoms(tensors);
+    Tensor result = at::empty({sum.size.edges, sum.size.components}, values.options());
+    sum.check(typed(v, [&](auto zero) {
+        using T = decltype(zero);
+        return kernels::harmonic_dot<T>(sum.size, in<T>(v), in<T>(a), out<T>(result));
+    }));
+    return result;
+}
+
 // Pairs.
 
 static std::tuple<Tensor, Tensor> find_pairs(const Tensor &edge_index, const Tensor &edge_vec) {
@@ -198,6 +262,19 @@ static std::tuple<Tensor, Tensor> find_pairs(const Tensor &edge_index, const Ten
     if (count == 1)  // the compiler asks all the time whether a size is 1, and must know that it is not
         return {at::arange(edges, index.options()), at::arange(edges, index.options())};
     return {first.narrow(0, 0, count).clone(), of};
+}
+
+static Tensor find_returns(const Tensor &edge_index, const Tensor &edge_vec, int64_t num_atoms, double same) {
+    const Tensor index = edge_index.contiguous(), vec = edge_vec.contiguous();
+    const int64_t edges = edge_index.size(1), *ends = indices(index);
+    for (int64_t n = 0; n < 2 * edges; ++n)
+        TORCH_CHECK_INDEX(ends[n] >= 0 && ends[n] < num_atoms, "edge ", n % edges, " has the atom ", ends[n], " of ", num_atoms);
+    Tensor of = at::empty({edges}, index.options());
+    typed(vec, [&](auto zero) {
+        using T = decltype(zero);
+        kernels::find_returns<T>(edges, num_atoms, ends, ends + edges, in<T>(vec), T(same * same), out<int64_t>(of));
+    });
+    return of;
 }
 
 // Products with a matrix for each element.
@@ -269,7 +346,11 @@ TORCH_LIBRARY_IMPL(pyg_equivariant, CPU, m) {
         both("interpolation_read", TORCH_FN(interpolation_read));
         both("interpolation_put", TORCH_FN(interpolation_put));
         both("interpolation_dot", TORCH_FN(interpolation_dot));
+        both("harmonic_to_atoms", TORCH_FN(harmonic_to_atoms));
+        both("harmonic_to_edges", TORCH_FN(harmonic_to_edges));
+        both("harmonic_dot", TORCH_FN(harmonic_dot));
         both("find_pairs", TORCH_FN(find_pairs));
+        both("find_returns", TORCH_FN(find_returns));
         both("element_product", TORCH_FN(element_product));
         both("element_outer", TORCH_FN(element_outer));
     }

@@ -51,4 +51,30 @@ int64_t find_pairs(int64_t edges, const int64_t *source, const int64_t *target, 
 template int64_t find_pairs<float>(int64_t, const int64_t *, const int64_t *, const float *, int64_t *, int64_t *);
 template int64_t find_pairs<double>(int64_t, const int64_t *, const int64_t *, const double *, int64_t *, int64_t *);
 
+// Fills the edge that leads each edge back, of those between its atoms whose vector is the opposite but for a length of
+// less than the root of ``same``, or -1. Sources and targets must be nodes.
+template <typename T>
+void find_returns(int64_t edges, int64_t nodes, const int64_t *source, const int64_t *target, const T *vec, T same,
+                  int64_t *of) {
+    std::vector<int64_t> first(nodes + 2), order(edges);  // edges by their targets
+    for (int64_t e = 0; e < edges; ++e) ++first[target[e] + 2];
+    for (int64_t n = 0; n < nodes; ++n) first[n + 2] += first[n + 1];
+    for (int64_t e = 0; e < edges; ++e) order[first[target[e] + 1]++] = e;
+    for (int64_t e = 0; e < edges; ++e) {
+        of[e] = -1;
+        for (int64_t n = first[source[e]]; n < first[source[e] + 1]; ++n) {
+            const int64_t back = order[n];
+            T square = 0;
+            for (int k = 0; k < 3; ++k) {
+                const T sum = vec[3 * e + k] + vec[3 * back + k];
+                square += sum * sum;
+            }
+            if (source[back] == target[e] && square < same) of[e] = back;
+        }
+    }
+}
+
+template void find_returns<float>(int64_t, int64_t, const int64_t *, const int64_t *, const float *, float, int64_t *);
+template void find_returns<double>(int64_t, int64_t, const int64_t *, const int64_t *, const double *, double, int64_t *);
+
 }  // namespace kernels

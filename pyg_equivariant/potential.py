@@ -22,6 +22,7 @@ from pyg_equivariant.nn.configurable import Configurable, build, describe
 from pyg_equivariant.nn.conv import segment_sum
 from pyg_equivariant.nn.embedding import MAX_Z
 from pyg_equivariant.nn.interpolation import Table
+from pyg_equivariant.nn.native import keep_memory
 from pyg_equivariant.priors import Prior
 from pyg_equivariant.typing import Graph, Prediction
 
@@ -122,7 +123,9 @@ class Predictor(Configurable):
             raise ValueError(
                 f"the graph has no edges: apply RadiusGraph({self.cutoff}) (or FullyConnected()) to it first"
             )
-        pos, edge_index = _usable(batch.pos), _usable(batch.edge_index)
+        pos, edge_index, dtype = _usable(batch.pos), _usable(batch.edge_index), self.dtype
+        if pos.is_cpu:
+            keep_memory()
         source, target = edge_index
         edge_vec = pos.index_select(0, source) - pos.index_select(0, target)
         index = batch.batch
@@ -140,14 +143,14 @@ class Predictor(Configurable):
         charge = batch.get("total_charge")
         return Graph(
             z=_usable(batch.z),
-            pos=pos.to(self.dtype),
+            pos=pos.to(dtype),
             edge_index=edge_index,
-            edge_vec=edge_vec.to(self.dtype),
+            edge_vec=edge_vec.to(dtype),
             batch=index,
             num_graphs=num_graphs,
-            total_charge=pos.new_zeros(num_graphs, dtype=self.dtype)
+            total_charge=pos.new_zeros(num_graphs, dtype=dtype)
             if charge is None
-            else _usable(charge).to(self.dtype).view(-1),
+            else _usable(charge).to(dtype).view(-1),
         )
 
     def features(self, graph: Graph) -> Float[Tensor, "N P M C"]:

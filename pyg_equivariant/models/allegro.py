@@ -14,6 +14,7 @@ from pyg_equivariant.nn.cutoff import Cutoff, PolynomialCutoff
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.gate import SILU_SCALE
 from pyg_equivariant.nn.geometry import safe_norm
+from pyg_equivariant.nn.harmonic_sum import sum_to_atoms
 from pyg_equivariant.nn.radial import BesselBasis, RadialBasis
 from pyg_equivariant.o3.clebsch_gordan import coupling
 from pyg_equivariant.o3.constants import ExactConstants
@@ -144,14 +145,20 @@ class AllegroConv(Conv):
             edge_sh: Harmonics of ``r_j − r_i``, component-normalised.
             num_atoms: N.
         """
-        size = (num_atoms, num_atoms)
-        environment = self.propagate(edge_index, edge_sh=edge_sh, weight=weight, size=size)
+        environment = self.message_and_aggregate(edge_index, edge_sh, weight, num_atoms)
         v = self.product(v, environment * self.avg_num_neighbors.rsqrt(), edge_index[1])
         return self.latent(torch.cat([x, v[:, 0, 0]], dim=1)), v
 
-    def message(self, edge_sh: Float[Tensor, "E M2"], weight: Float[Tensor, "E L T"]) -> Float[Tensor, "E M2 T"]:
-        """Harmonics with weights."""
-        return _weighted(edge_sh, weight)
+    def message_and_aggregate(
+        self,
+        edge_index: Int[Tensor, "2 E"],
+        edge_sh: Float[Tensor, "E M2"],
+        weight: Float[Tensor, "E L T"],
+        num_atoms: int,
+    ) -> Float[Tensor, "N M2 T"]:
+        """Harmonics with weights, summed over the edges that arrive."""
+        first = [degree**2 for degree in range(weight.shape[1] + 1)]
+        return sum_to_atoms(edge_sh, weight, edge_index[1], num_atoms, first)
 
 
 class Allegro(Representation):

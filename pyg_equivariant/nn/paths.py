@@ -3,7 +3,6 @@
 import math
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -72,8 +71,8 @@ def sum_over_paths(paths: Paths, values: Float[Tensor, "E L C"]) -> Float[Tensor
         Y_{l0}(α_{kji}) = \frac{1}{\sqrt{4 π (2 l + 1)}} \sum_m Y_{lm}(\hat r_{jk}) \, Y_{lm}(\hat r_{ji})
 
     By the addition theorem on the right (Y_lm component-normalised) an atom sums what arrives, harmonics times values,
-    once for all edges that leave: the work grows with the edges, not with their pairs. What came over the edge itself is
-    taken off again, its angle being zero.
+    once for all edges that leave: the work grows with the edges, not with their pairs. What came over the edge itself
+    is taken off again, its angle being zero.
 
     Args:
         paths: Of the graph.

@@ -33,9 +33,7 @@ def derivatives(function, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("channels", [1, 8, 21, 64, 100])
 @pytest.mark.parametrize("first", FIRST.values(), ids=FIRST)
-def test_equals_pytorch(
-    first: tuple[int, ...], channels: int, threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_equals_pytorch(first: tuple[int, ...], channels: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     sh, values, tensors, index = arguments(channels, len(first) - 1)
     to_atoms = lambda sh, values: sum_to_atoms(sh, values, index, 6, first)  # noqa: E731
     to_edges = lambda sh, tensors: sum_to_edges(sh, tensors, index, first)  # noqa: E731

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-__all__ = ["DECOMPOSITIONS", "define", "implement", "kernels", "operation", "runs_on"]
+__all__ = ["DECOMPOSITIONS", "define", "implement", "keep_memory", "kernels", "operation", "runs_on"]
 
 NAMESPACE = "pyg_equivariant"
 SLOW = "models need several times longer on the CPU"
@@ -66,7 +66,6 @@ def kernels() -> bool:
                 warnings.warn(f"{compiler[0]} failed on the kernels ({reason}): {SLOW}", stacklevel=2)
                 return False
             os.replace(Path(own) / name, file)
-    _keep_memory()
     torch.ops.load_library(file)
     return True
 
@@ -84,7 +83,8 @@ def _build(compiler: list[str], folder: Path, name: str) -> str | None:
     return next((outcome.stderr for outcome in outcomes if outcome.returncode), None)
 
 
-def _keep_memory() -> None:
+@functools.cache
+def keep_memory() -> None:
     """Freed memory stays with this process, up to the largest size that glibc allows.
 
     By default glibc gives the top of its heap back to the system after every step, and asks for it again in the next:

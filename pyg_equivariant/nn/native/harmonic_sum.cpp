@@ -2,12 +2,14 @@
 //
 // All three are derivatives of Q = sum_e sum_r sum_(m of r)  y[e, m]  sum_c  v[e, r, c]  a[index[e], m, c].
 //
-// Channels lie next to each other in memory and are handled by four vectors of 64 bytes at a time, then by one, and what
-// is left over one by one.
+// Channels lie next to each other in memory and are handled by vectors of 64 bytes, several at a time, and what is left
+// over one by one.
 
 #include "kernels.h"
 
 #include <algorithm>
+#include <type_traits>
+#include <vector>
 
 namespace kernels {
 
@@ -27,20 +29,49 @@ template <typename T, int BYTES = 64> static T total(const T *lanes) {
     }
 }
 
-// Calls work.run<V, WIDE>(edge, channel) for all channels of [from, to).
-template <typename T, typename Work> static void each_block(int64_t edge, int64_t from, int64_t to, const Work &work) {
-    constexpr int64_t LANES = 64 / sizeof(T), WIDE = 4;
-    int64_t c = from;
-    for (; c + WIDE * LANES <= to; c += WIDE * LANES) work.template run<Vector<T>, WIDE>(edge, c);
-    for (; c + LANES <= to; c += LANES) work.template run<Vector<T>, 1>(edge, c);
-    for (; c < to; ++c) work.template run<T, 1>(edge, c);
-}
-
 // The first edge that leads out of the atoms, or -1.
 static int64_t stray(const Harmonics &size) {
     for (int64_t e = 0; e < size.edges; ++e)
         if (size.index[e] < 0 || size.index[e] >= size.nodes) return e;
     return -1;
+}
+
+// The edges, those of one atom after each other, so that what they share is at hand: order[first[n]] to
+// order[first[n + 1] - 1].
+struct Sorted {
+    std::vector<int64_t> first, order;
+
+    explicit Sorted(const Harmonics &size) : first(size.nodes + 2), order(size.edges) {
+        for (int64_t e = 0; e < size.edges; ++e) ++first[size.index[e] + 2];
+        for (int64_t n = 0; n < size.nodes; ++n) first[n + 2] += first[n + 1];
+        for (int64_t e = 0; e < size.edges; ++e) order[first[size.index[e] + 1]++] = e;
+    }
+};
+
+// Calls work.run<V, WIDE, COUNT>(atom, its edges, row, component, channel) for all channels and all components, COUNT of a
+// row at a time; threads divide the atoms.
+template <typename T, typename Work> static void each_block(const Harmonics &size, const Work &work) {
+    constexpr int64_t LANES = 64 / sizeof(T);
+    const Sorted sorted(size);
+    const auto components = [&](auto vector, auto wide, int64_t atom, int64_t c) {
+        using V = decltype(vector);
+        constexpr int WIDE = decltype(wide)::value;
+        const int64_t *first = sorted.order.data() + sorted.first[atom], *last = sorted.order.data() + sorted.first[atom + 1];
+        for (int64_t r = 0; r < size.rows; ++r) {
+            int64_t m = size.first[r];
+            for (; m + 4 <= size.first[r + 1]; m += 4) work.template run<V, WIDE, 4>(atom, first, last, r, m, c);
+            if (m + 2 <= size.first[r + 1]) work.template run<V, WIDE, 2>(atom, first, last, r, m, c), m += 2;
+            if (m < size.first[r + 1]) work.template run<V, WIDE, 1>(atom, first, last, r, m, c);
+        }
+    };
+#pragma omp parallel for num_threads(size.threads) schedule(static) if (size.threads > 1)
+    for (int64_t atom = 0; atom < size.nodes; ++atom) {
+        int64_t c = 0;
+        for (; c + 4 * LANES <= size.channels; c += 4 * LANES)
+            components(Vector<T>(), std::integral_constant<int, 4>(), atom, c);
+        for (; c + LANES <= size.channels; c += LANES) components(Vector<T>(), std::integral_constant<int, 1>(), atom, c);
+        for (; c < size.channels; ++c) components(T(), std::integral_constant<int, 1>(), atom, c);
+    }
 }
 
 // out[index[e], m] += y[e, m] v[e, r]
@@ -49,32 +80,26 @@ template <typename T> struct ToAtoms {
     const T *y, *v;
     T *out;
 
-    template <typename V, int WIDE> void run(int64_t e, int64_t c) const {
+    template <typename V, int WIDE, int COUNT>
+    void run(int64_t atom, const int64_t *first, const int64_t *last, int64_t r, int64_t m, int64_t c) const {
         constexpr int64_t LANES = sizeof(V) / sizeof(T);
-        T *to = out + size.index[e] * size.components * size.channels + c;
-        for (int64_t r = 0; r < size.rows; ++r) {
+        V sum[COUNT][WIDE] = {};
+        for (const int64_t *e = first; e < last; ++e) {
+            const T *from = v + (*e * size.rows + r) * size.channels + c, *factor = y + *e * size.components + m;
             V value[WIDE];
-            for (int i = 0; i < WIDE; ++i) value[i] = load<V>(v + (e * size.rows + r) * size.channels + c + i * LANES);
-            for (int64_t m = size.first[r]; m < size.first[r + 1]; ++m) {
-                const T factor = y[e * size.components + m];
-                for (int i = 0; i < WIDE; ++i) {
-                    T *place = to + m * size.channels + i * LANES;
-                    store<V>(place, load<V>(place) + factor * value[i]);
-                }
-            }
+            for (int i = 0; i < WIDE; ++i) value[i] = load<V>(from + i * LANES);
+            for (int k = 0; k < COUNT; ++k)
+                for (int i = 0; i < WIDE; ++i) sum[k][i] += factor[k] * value[i];
         }
+        T *to = out + (atom * size.components + m) * size.channels + c;
+        for (int k = 0; k < COUNT; ++k)
+            for (int i = 0; i < WIDE; ++i) store<V>(to + k * size.channels + i * LANES, sum[k][i]);
     }
 };
 
 template <typename T> int64_t harmonic_to_atoms(const Harmonics &size, const T *y, const T *v, T *out) {
     if (const int64_t edge = stray(size); edge >= 0) return edge;
-    constexpr int64_t LANES = 64 / sizeof(T);
-    const int64_t blocks = (size.channels + LANES - 1) / LANES, threads = std::max<int64_t>(1, std::min(size.threads, blocks));
-    const ToAtoms<T> work{size, y, v, out};
-#pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
-    for (int64_t n = 0; n < threads; ++n)  // which divide the channels, so that no two write to the same place
-        for (int64_t e = 0; e < size.edges; ++e)
-            each_block<T>(e, n * blocks / threads * LANES, std::min(size.channels, (n + 1) * blocks / threads * LANES), work);
+    each_block<T>(size, ToAtoms<T>{size, y, v, out});
     return -1;
 }
 
@@ -84,47 +109,62 @@ template <typename T> struct ToEdges {
     const T *y, *a;
     T *out;
 
-    template <typename V, int WIDE> void run(int64_t e, int64_t c) const {
+    template <typename V, int WIDE, int COUNT>
+    void run(int64_t atom, const int64_t *first, const int64_t *last, int64_t r, int64_t m, int64_t c) const {
         constexpr int64_t LANES = sizeof(V) / sizeof(T);
-        const T *from = a + size.index[e] * size.components * size.channels + c;
-        for (int64_t r = 0; r < size.rows; ++r) {
+        const T *from = a + (atom * size.components + m) * size.channels + c;
+        V tensor[COUNT][WIDE];
+        for (int k = 0; k < COUNT; ++k)
+            for (int i = 0; i < WIDE; ++i) tensor[k][i] = load<V>(from + k * size.channels + i * LANES);
+        for (const int64_t *e = first; e < last; ++e) {
+            T *to = out + (*e * size.rows + r) * size.channels + c;
+            const T *factor = y + *e * size.components + m;
             V sum[WIDE] = {};
-            for (int64_t m = size.first[r]; m < size.first[r + 1]; ++m) {
-                const T factor = y[e * size.components + m];
-                for (int i = 0; i < WIDE; ++i) sum[i] += factor * load<V>(from + m * size.channels + i * LANES);
-            }
-            for (int i = 0; i < WIDE; ++i) store<V>(out + (e * size.rows + r) * size.channels + c + i * LANES, sum[i]);
+            if (m > size.first[r])  // what came before of the row
+                for (int i = 0; i < WIDE; ++i) sum[i] = load<V>(to + i * LANES);
+            for (int k = 0; k < COUNT; ++k)
+                for (int i = 0; i < WIDE; ++i) sum[i] += factor[k] * tensor[k][i];
+            for (int i = 0; i < WIDE; ++i) store<V>(to + i * LANES, sum[i]);
         }
     }
 };
 
 template <typename T> int64_t harmonic_to_edges(const Harmonics &size, const T *y, const T *a, T *out) {
     if (const int64_t edge = stray(size); edge >= 0) return edge;
-    const ToEdges<T> work{size, y, a, out};
-#pragma omp parallel for num_threads(size.threads) schedule(static) if (size.threads > 1)
-    for (int64_t e = 0; e < size.edges; ++e) each_block<T>(e, 0, size.channels, work);
+    each_block<T>(size, ToEdges<T>{size, y, a, out});
     return -1;
 }
 
 // out[e, m] = sum_c v[e, r, c] a[index[e], m, c]
+template <typename T> struct Dot {
+    const Harmonics &size;
+    const T *v, *a;
+    T *out;
+
+    template <typename V, int WIDE, int COUNT>
+    void run(int64_t atom, const int64_t *first, const int64_t *last, int64_t r, int64_t m, int64_t c) const {
+        constexpr int64_t LANES = sizeof(V) / sizeof(T);
+        const T *from = a + (atom * size.components + m) * size.channels + c;
+        V tensor[COUNT][WIDE];
+        for (int k = 0; k < COUNT; ++k)
+            for (int i = 0; i < WIDE; ++i) tensor[k][i] = load<V>(from + k * size.channels + i * LANES);
+        for (const int64_t *e = first; e < last; ++e) {
+            const T *value = v + (*e * size.rows + r) * size.channels + c;
+            V sum[COUNT] = {};
+            for (int i = 0; i < WIDE; ++i) {
+                const V known = load<V>(value + i * LANES);
+                for (int k = 0; k < COUNT; ++k) sum[k] += known * tensor[k][i];
+            }
+            for (int k = 0; k < COUNT; ++k)
+                out[*e * size.components + m + k] += total<T, sizeof(V)>(reinterpret_cast<const T *>(&sum[k]));
+        }
+    }
+};
+
 template <typename T> int64_t harmonic_dot(const Harmonics &size, const T *v, const T *a, T *out) {
     if (const int64_t edge = stray(size); edge >= 0) return edge;
-    using V = Vector<T>;
-    constexpr int64_t LANES = 64 / sizeof(T);
-    const int64_t whole = size.channels / LANES * LANES;
-#pragma omp parallel for num_threads(size.threads) schedule(static) if (size.threads > 1)
-    for (int64_t e = 0; e < size.edges; ++e)
-        for (int64_t r = 0; r < size.rows; ++r) {
-            const T *value = v + (e * size.rows + r) * size.channels;
-            for (int64_t m = size.first[r]; m < size.first[r + 1]; ++m) {
-                const T *from = a + (size.index[e] * size.components + m) * size.channels;
-                V sum{};
-                T rest = 0;
-                for (int64_t c = 0; c < whole; c += LANES) sum += load<V>(value + c) * load<V>(from + c);
-                for (int64_t c = whole; c < size.channels; ++c) rest += value[c] * from[c];
-                out[e * size.components + m] = rest + total<T>(reinterpret_cast<const T *>(&sum));
-            }
-        }
+    std::fill(out, out + size.edges * size.components, T(0));
+    each_block<T>(size, Dot<T>{size, v, a, out});
     return -1;
 }
 

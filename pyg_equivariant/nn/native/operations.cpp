@@ -216,7 +216,7 @@ static Tensor harmonic_to_atoms(const Tensor &sh, const Tensor &values, const Te
     const Tensor y = sh.contiguous(), v = values.contiguous();
     const HarmonicSum sum(index, first, nodes, values.size(2));
     sum.harmonics(sh), sum.of_edges(values);
-    Tensor result = at::zeros({nodes, sum.size.components, sum.size.channels}, values.options());
+    Tensor result = at::empty({nodes, sum.size.components, sum.size.channels}, values.options());
     sum.check(typed(v, [&](auto zero) {
         using T = decltype(zero);
         return kernels::harmonic_to_atoms<T>(sum.size, in<T>(y), in<T>(v), out<T>(result));

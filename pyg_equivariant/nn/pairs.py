@@ -77,8 +77,9 @@ def find_returns(edge_index: Int[Tensor, "2 E"], edge_vec: Float[Tensor, "E 3"],
         >>> find_returns(edge_index, torch.tensor([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0]]), 3)
         tensor([ 1,  0, -1])
     """
+    edge_vec = edge_vec.detach().to(torch.promote_types(edge_vec.dtype, torch.float32))
     runs_on(edge_vec)  # loads the kernels, if there are any
-    returns: Tensor = _find_returns(edge_index, edge_vec.detach(), num_atoms, SAME_PLACE)
+    returns: Tensor = _find_returns(edge_index, edge_vec, num_atoms, SAME_PLACE)
     return returns
 
 

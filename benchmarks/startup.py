@@ -1,9 +1,10 @@
-"""What one waits for: imports, the command line's help, compiling.
+"""What one waits for: imports, the command line's help, compiling, data.
 
     python -m benchmarks.startup --out benchmarks/startup.json
 
 Each is a fresh process. Compiling is the first step of training with energies and forces, in an empty cache of torch's
-compiler and then in the cache that this left behind.
+compiler and then in the cache that this left behind. Data are QM9, from the package qm9pack to graphs that can be
+trained on, in an empty cache of ours, and then an epoch of batches of 64 with their edges, made by one worker.
 """
 
 import argparse
@@ -40,6 +41,22 @@ step = make_step(Ours(pyg_equivariant.models.{model}(cutoff=CUTOFF), mode={mode!
 start, processor = time.perf_counter(), time.process_time()
 step()
 print(time.perf_counter() - start)
+"""
+
+DATA = """
+import time
+from pyg_equivariant.data import QM9DataModule
+
+start = time.perf_counter()
+data = QM9DataModule(batch_size=64, num_workers=1)
+data.prepare_data()
+data.setup()
+ready = time.perf_counter() - start
+batches = iter(data.train_dataloader())
+next(batches)
+start = time.perf_counter()
+count = sum(batch.num_graphs for batch in batches)
+print(ready, count / (time.perf_counter() - start))
 """
 
 
@@ -86,6 +103,18 @@ def compiling(model: str) -> dict[str, dict[str, float]]:
     return result
 
 
+def data() -> dict[str, float]:
+    """QM9, from nothing, and the rate of its loader."""
+    with tempfile.TemporaryDirectory() as cache:
+        _, processor, output = run(DATA, PYG_EQUIVARIANT_CACHE=cache)
+    ready, rate = (float(word) for word in output.split()[-2:])
+    return {
+        "ready_seconds": round(ready, 1),
+        "molecules_per_second_and_worker": round(rate),
+        "process_processor_seconds": round(processor, 1),
+    }
+
+
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -112,6 +141,11 @@ def main() -> None:
                 f"{model + ', first step, ' + name:42}{values['first_step_seconds']:8.2f} s"
                 f"{values['process_processor_seconds']:8.2f} s of the processor, all of the process"
             )
+    document["qm9"] = data()
+    print(
+        f"QM9 is ready after {document['qm9']['ready_seconds']} s; a worker feeds "
+        f"{document['qm9']['molecules_per_second_and_worker']:,} molecules a second"
+    )
     if args.out:
         args.out.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 

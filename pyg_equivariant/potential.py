@@ -194,9 +194,8 @@ class Predictor(Configurable):
         with torch.no_grad():
             model.representation.tabulate()
         if compile:
-            guards = torch.compiler.skip_guard_on_all_nn_modules_unsafe
             on_cpu = next(model.parameters()).device.type == "cpu"
-            model.compile(options={"guard_filter_fn": guards, "cpp_wrapper": on_cpu})
+            model.compile(options={"guard_filter_fn": _guards_on_inputs, "cpp_wrapper": on_cpu})
         return model
 
     def compile(self, **options: Any) -> None:
@@ -375,7 +374,7 @@ class Potential(Predictor):
             prediction = step(graph, volume, create_graph=keep_graph or hessian)
             if hessian:
                 prediction = prediction._replace(hessian=_jacobian(-_present(prediction.forces), batch.pos))
-        return prediction if keep_graph else _detached(prediction)
+        return _detached(prediction) if hessian and not keep_graph else prediction
 
     def derive(
         self, graph: Graph, volume: Float[Tensor, " B"] | None = None, *, create_graph: bool = False
@@ -411,6 +410,13 @@ class Potential(Predictor):
         if volume is None or bool((volume == 0).any()):
             raise ValueError("a stress was asked for, but a graph has no cell: set stress=False for molecules")
         return volume.to(self.dtype)
+
+
+def _guards_on_inputs(guards: Sequence[Any]) -> list[bool]:
+    """Which of the compiler's checks are made before each step of a frozen model: none of its modules, none of ours."""
+    modules = torch.compiler.skip_guard_on_all_nn_modules_unsafe(guards)
+    names = torch.compiler.skip_guard_on_globals_unsafe(guards)
+    return [a and b for a, b in zip(modules, names, strict=True)]
 
 
 def _forces(gradient: Float[Tensor, "E 3"], graph: Graph) -> Float[Tensor, "N 3"]:

@@ -65,8 +65,7 @@ def draw(document: dict[str, Any], file: Path, clock: str = "wall") -> None:
     axis.legend(handles=handles, fontsize=8, loc="best")
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
-    hardware = document["hardware"]
-    note = f"{hardware['processor'] or hardware['machine']}, {document['threads']} thread(s), float32"
+    note = f"{document['hardware']['processor']}, {document['threads']} thread(s), float32"
     axis.set_title(f"bars: each side in its fastest mode; {note}", fontsize=8)
     figure.savefig(file, dpi=150)
 
@@ -79,7 +78,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "benchmarks.png")
     args = parser.parse_args()
     documents = [json.loads(file.read_text()) for file in args.files]
-    draw(documents[0] | {"results": [result for each in documents for result in each["results"]]}, args.out, args.clock)
+    processors = dict.fromkeys(each["hardware"]["processor"] or each["hardware"]["machine"] for each in documents)
+    together = documents[0] | {"hardware": {"processor": " or ".join(processors)}}
+    draw(together | {"results": [result for each in documents for result in each["results"]]}, args.out, args.clock)
 
 
 if __name__ == "__main__":

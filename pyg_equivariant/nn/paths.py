@@ -48,6 +48,7 @@ def find_paths(
         num_degrees: L, degrees of the angles, from 0.
 
     Example:
+        >>> import torch
         >>> edge_index = torch.tensor([[1, 0, 2, 1], [0, 1, 1, 2]])  # a chain of three atoms, both ways
         >>> edge_vec = torch.tensor([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]])
         >>> paths = find_paths(edge_index, edge_vec, 3, num_degrees=1)

@@ -1,5 +1,7 @@
 """The kernels of harmonic sums against PyTorch's operations, in three derivatives."""
 
+from functools import partial
+
 import jaxtyping
 import pytest
 import torch
@@ -35,8 +37,8 @@ def derivatives(function, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
 @pytest.mark.parametrize("first", FIRST.values(), ids=FIRST)
 def test_equals_pytorch(first: tuple[int, ...], channels: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     sh, values, tensors, index = arguments(channels, len(first) - 1)
-    to_atoms = lambda sh, values: sum_to_atoms(sh, values, index, 6, first)  # noqa: E731
-    to_edges = lambda sh, tensors: sum_to_edges(sh, tensors, index, first)  # noqa: E731
+    to_atoms = partial(sum_to_atoms, index=index, num_atoms=6, first=first)
+    to_edges = partial(sum_to_edges, index=index, first=first)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -9,6 +9,7 @@
 // channels, so that no two write to the same place.
 
 #include "kernels.h"
+#include "vectors.h"
 
 #include <algorithm>
 #include <cstring>
@@ -17,9 +18,6 @@
 
 namespace kernels {
 
-template <typename T> using Vector __attribute__((vector_size(64), aligned(sizeof(T)), may_alias)) = T;
-
-template <typename V, typename T> static V load(const T *from) { return *reinterpret_cast<const V *>(from); }
 template <typename V, typename T> static void add(T *to, V value) {
     *reinterpret_cast<V *>(to) = *reinterpret_cast<const V *>(to) + value;
 }

@@ -6,28 +6,12 @@
 // over one by one.
 
 #include "kernels.h"
+#include "vectors.h"
 
 #include <algorithm>
 #include <type_traits>
-#include <vector>
 
 namespace kernels {
-
-template <typename T> using Vector __attribute__((vector_size(64), aligned(sizeof(T)), may_alias)) = T;
-
-template <typename V, typename T> static V load(const T *from) { return *reinterpret_cast<const V *>(from); }
-template <typename V, typename T> static void store(T *to, V value) { *reinterpret_cast<V *>(to) = value; }
-
-// The sum of a vector's lanes, in halves.
-template <typename T, int BYTES = 64> static T total(const T *lanes) {
-    if constexpr (BYTES == sizeof(T)) {
-        return *lanes;
-    } else {
-        using Half __attribute__((vector_size(BYTES / 2), aligned(sizeof(T)), may_alias)) = T;
-        const Half sum = load<Half>(lanes) + load<Half>(lanes + BYTES / 2 / sizeof(T));
-        return total<T, BYTES / 2>(reinterpret_cast<const T *>(&sum));
-    }
-}
 
 // The first edge that leads out of the atoms, or -1.
 static int64_t stray(const Harmonics &size) {
@@ -36,23 +20,11 @@ static int64_t stray(const Harmonics &size) {
     return -1;
 }
 
-// The edges, those of one atom after each other, so that what they share is at hand: order[first[n]] to
-// order[first[n + 1] - 1].
-struct Sorted {
-    std::vector<int64_t> first, order;
-
-    explicit Sorted(const Harmonics &size) : first(size.nodes + 2), order(size.edges) {
-        for (int64_t e = 0; e < size.edges; ++e) ++first[size.index[e] + 2];
-        for (int64_t n = 0; n < size.nodes; ++n) first[n + 2] += first[n + 1];
-        for (int64_t e = 0; e < size.edges; ++e) order[first[size.index[e] + 1]++] = e;
-    }
-};
-
 // Calls work.run<V, WIDE, COUNT>(atom, its edges, row, component, channel) for all channels and all components, COUNT of a
 // row at a time; threads divide the atoms.
 template <typename T, typename Work> static void each_block(const Harmonics &size, const Work &work) {
     constexpr int64_t LANES = 64 / sizeof(T);
-    const Sorted sorted(size);
+    const Sorted sorted(size.index, size.edges, size.nodes);
     const auto components = [&](auto vector, auto wide, int64_t atom, int64_t c) {
         using V = decltype(vector);
         constexpr int WIDE = decltype(wide)::value;
@@ -156,7 +128,7 @@ template <typename T> struct Dot {
                 for (int k = 0; k < COUNT; ++k) sum[k] += known * tensor[k][i];
             }
             for (int k = 0; k < COUNT; ++k)
-                out[*e * size.components + m + k] += total<T, sizeof(V)>(reinterpret_cast<const T *>(&sum[k]));
+                out[*e * size.components + m + k] += sum_of_lanes<T, sizeof(V)>(reinterpret_cast<const T *>(&sum[k]));
         }
     }
 };

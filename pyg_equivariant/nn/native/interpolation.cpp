@@ -3,9 +3,9 @@
 // All three are derivatives of Q = sum_p sum_m  c[p, m]  sum_w  table[start[p] + m, w]  g[p, w].
 
 #include "kernels.h"
+#include "vectors.h"
 
 #include <algorithm>
-#include <vector>
 
 namespace kernels {
 
@@ -18,28 +18,11 @@ static int64_t stray(const Sizes &size) {
     return -1;
 }
 
-// The rows, those that start at the same node after each other, so that what they share is at hand: order[first[node]] to
-// order[first[node + 1] - 1].
-struct Sorted {
-    std::vector<int64_t> first, order;
-
-    explicit Sorted(const Sizes &size) : first(size.nodes + 2), order(size.rows) {
-        for (int64_t p = 0; p < size.rows; ++p) ++first[size.start[p] + 2];
-        for (int64_t node = 0; node < size.nodes; ++node) first[node + 2] += first[node + 1];
-        for (int64_t p = 0; p < size.rows; ++p) order[first[size.start[p] + 1]++] = p;
-    }
-};
-
-template <typename T> using Vector __attribute__((vector_size(64), aligned(sizeof(T)), may_alias)) = T;
-
-template <typename V, typename T> static V load(const T *from) { return *reinterpret_cast<const V *>(from); }
-template <typename V, typename T> static void store(T *to, V value) { *reinterpret_cast<V *>(to) = value; }
-
 // Calls work.run<V, WIDE>(node, first column, rows that start there) node by node, for blocks of WIDE vectors V and then
 // for what is left over; threads divide the columns, so that no two write to the same place.
 template <typename T, typename Work> static void each_node(const Sizes &size, const Work &work) {
     constexpr int64_t LANES = 64 / sizeof(T), WIDE = 2;
-    const Sorted sorted(size);
+    const Sorted sorted(size.start, size.rows, size.nodes);
     const int64_t blocks = size.width / (WIDE * LANES), threads = std::max<int64_t>(1, std::min(size.threads, blocks));
 #pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
     for (int64_t thread = 0; thread < threads; ++thread) {
@@ -110,23 +93,12 @@ template <typename T> int64_t interpolation_put(const Sizes &size, const T *c, c
     return -1;
 }
 
-// The sum of a vector's lanes, in halves.
-template <typename T, int BYTES = 64> static T total(const T *lanes) {
-    if constexpr (BYTES == sizeof(T)) {
-        return *lanes;
-    } else {
-        using Half __attribute__((vector_size(BYTES / 2), aligned(sizeof(T)), may_alias)) = T;
-        const Half sum = load<Half>(lanes) + load<Half>(lanes + BYTES / 2 / sizeof(T));
-        return total<T, BYTES / 2>(reinterpret_cast<const T *>(&sum));
-    }
-}
-
 // out[p, m] = sum_w g[p, w] table[start[p] + m, w], for rows that come after each other and so share what they read.
 template <typename T> int64_t interpolation_dot(const Sizes &size, const T *g, const T *table, T *out) {
     if (const int64_t row = stray(size); row >= 0) return row;
     using V = Vector<T>;
     constexpr int64_t LANES = 64 / sizeof(T);
-    const Sorted sorted(size);
+    const Sorted sorted(size.start, size.rows, size.nodes);
     const int64_t whole = size.width / LANES * LANES;
 #pragma omp parallel for num_threads(size.threads) schedule(static) if (size.threads > 1)
     for (int64_t n = 0; n < size.rows; ++n) {
@@ -140,7 +112,7 @@ template <typename T> int64_t interpolation_dot(const Sizes &size, const T *g, c
         for (int64_t m = 0; m < POINTS; ++m) {
             T rest = 0;
             for (int64_t w = whole; w < size.width; ++w) rest += with[w] * from[m * size.width + w];
-            out[p * POINTS + m] = rest + total<T>(reinterpret_cast<const T *>(&sum[m]));
+            out[p * POINTS + m] = rest + sum_of_lanes<T>(reinterpret_cast<const T *>(&sum[m]));
         }
     }
     return -1;

@@ -1,6 +1,7 @@
 // Edges with the same two atoms and opposite (or equal) vectors, see pairs.py: a hash table of what edges were seen.
 
 #include "kernels.h"
+#include "vectors.h"
 
 #include <cstring>
 #include <utility>
@@ -56,14 +57,11 @@ template int64_t find_pairs<double>(int64_t, const int64_t *, const int64_t *, c
 template <typename T>
 void find_returns(int64_t edges, int64_t nodes, const int64_t *source, const int64_t *target, const T *vec, T same,
                   int64_t *of) {
-    std::vector<int64_t> first(nodes + 2), order(edges);  // edges by their targets
-    for (int64_t e = 0; e < edges; ++e) ++first[target[e] + 2];
-    for (int64_t n = 0; n < nodes; ++n) first[n + 2] += first[n + 1];
-    for (int64_t e = 0; e < edges; ++e) order[first[target[e] + 1]++] = e;
+    const Sorted arriving(target, edges, nodes);
     for (int64_t e = 0; e < edges; ++e) {
         of[e] = -1;
-        for (int64_t n = first[source[e]]; n < first[source[e] + 1]; ++n) {
-            const int64_t back = order[n];
+        for (int64_t n = arriving.first[source[e]]; n < arriving.first[source[e] + 1]; ++n) {
+            const int64_t back = arriving.order[n];
             T square = 0;
             for (int k = 0; k < 3; ++k) {
                 const T sum = vec[3 * e + k] + vec[3 * back + k];

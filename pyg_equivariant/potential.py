@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -106,7 +107,14 @@ class Predictor(Configurable):
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the weights."""
-        return next(self.parameters()).dtype
+        module, name = self._sample
+        dtype: torch.dtype = getattr(module, name).dtype
+        return dtype
+
+    @functools.cached_property
+    def _sample(self) -> tuple[nn.Module, str]:
+        """Where one of the weights is: to go through all modules for it would take longer than to build a graph."""
+        return next((module, name) for module in self.modules() for name, _ in module.named_parameters(recurse=False))
 
     def graph(self, batch: Data) -> Graph:
         """The tensors of a ``Data`` or ``Batch`` that a model reads; ``batch`` is not changed.
@@ -117,32 +125,32 @@ class Predictor(Configurable):
             ValueError: if the batch has no edges yet, or no positions, or (looked for on a CPU only) an atomic number
                 that no element has.
         """
-        if batch.pos is None:
+        pos, z, edge_index, index, first = map(batch.get, ("pos", "z", "edge_index", "batch", "ptr"))
+        if pos is None:
             raise ValueError("the graph has no positions: set its field 'pos' [N, 3] in Å")
-        if batch.edge_index is None:
+        if edge_index is None:
             raise ValueError(
                 f"the graph has no edges: apply RadiusGraph({self.cutoff}) (or FullyConnected()) to it first"
             )
-        pos, edge_index, dtype = _usable(batch.pos), _usable(batch.edge_index), self.dtype
+        pos, z, edge_index, dtype = _usable(pos), _usable(z), _usable(edge_index), self.dtype
         if pos.is_cpu:
             keep_memory()
-        source, target = edge_index
+        source, target = edge_index.unbind()
         edge_vec = pos.index_select(0, source) - pos.index_select(0, target)
-        index = batch.batch
-        index = torch.zeros(len(pos), dtype=torch.long, device=pos.device) if index is None else _usable(index)
-        num_graphs = batch.num_graphs if batch.batch is not None else 1
+        num_graphs = 1 if index is None else batch.num_graphs if first is None else len(first) - 1
+        index = pos.new_zeros(len(pos), dtype=torch.long) if index is None else _usable(index)
         shift = batch.get("shift")
         if shift is not None:
             cell = _usable(batch.cell).to(pos.dtype).view(-1, 3, 3)
             edge_vec = edge_vec + torch.einsum("ea,eab->eb", _usable(shift).to(pos.dtype), cell[index[target]])
-        if batch.z.is_cpu and len(batch.z):
-            lowest, highest = batch.z.aminmax()
-            if lowest < 1 or highest > MAX_Z:
-                atom = int(((batch.z < 1) | (batch.z > MAX_Z)).nonzero()[0])
-                raise ValueError(f"atom {atom} has the atomic number {int(batch.z[atom])}: there are 1 to {MAX_Z}")
+        if z.is_cpu and len(z):
+            lowest, highest = z.aminmax()
+            if lowest.item() < 1 or highest.item() > MAX_Z:
+                atom = int(((z < 1) | (z > MAX_Z)).nonzero()[0])
+                raise ValueError(f"atom {atom} has the atomic number {int(z[atom])}: there are 1 to {MAX_Z}")
         charge = batch.get("total_charge")
         return Graph(
-            z=_usable(batch.z),
+            z=z,
             pos=pos.to(dtype),
             edge_index=edge_index,
             edge_vec=edge_vec.to(dtype),
@@ -361,9 +369,12 @@ class Potential(Predictor):
         Raises:
             ValueError: if the graphs have no edges, or are asked for a stress and are not periodic.
         """
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False), torch.no_grad():
+                return self.forward(batch, hessian=hessian)
         differentiate = self.forces or self.stress or hessian
         keep_graph = self.training and torch.is_grad_enabled()
-        with torch.inference_mode(False), torch.set_grad_enabled(differentiate or keep_graph):
+        with torch.set_grad_enabled(differentiate or keep_graph):
             if hessian:
                 batch = batch.clone().update({"pos": _usable(batch.pos).detach().requires_grad_()})
             graph = self.graph(batch)

@@ -16,8 +16,11 @@ def segment_sum(values: Tensor, index: Int[Tensor, " E"], size: int) -> Tensor:
     """Sum of the rows of ``values [E, ...]`` with the same index: ``[size, ...]``.
 
     ``index_add`` has ``index_select`` as its derivative, which on a CPU is several times faster than the
-    ``gather`` that an expanded ``scatter_add`` has.
+    ``gather`` that an expanded ``scatter_add`` has. A single sum, as of one molecule's atoms, needs no index; with one
+    the compiler fails if it has several threads (torch 2.13).
     """
+    if size == 1:
+        return values.sum(0, keepdim=True, dtype=values.dtype)
     return values.new_zeros((size, *values.shape[1:])).index_add(0, index, values)
 
 

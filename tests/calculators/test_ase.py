@@ -231,7 +231,16 @@ def test_the_model_given_is_left_alone():
         assert np.isfinite(atoms.get_forces()).all()
 
 
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("two_threads")  # as users have, for whom the compiler writes other code than for one
 def test_compiled_step_is_that_of_eager(monkeypatch):
     """For another number of atoms and edges too, and when the stress is asked for after the forces."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its checks cannot be traced

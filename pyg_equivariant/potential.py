@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import functools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -91,6 +90,7 @@ class Predictor(Configurable):
         self.representation = representation
         self.heads = nn.ModuleDict(heads)
         self.metadata = Metadata()
+        self._frozen_dtype: torch.dtype | None = None  # to look for it takes longer than to build a graph
         self._compiled: Callable[..., Prediction] | None = None
         self._compile_options: dict[str, Any] | None = None
 
@@ -107,14 +107,7 @@ class Predictor(Configurable):
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the weights."""
-        module, name = self._sample
-        dtype: torch.dtype = getattr(module, name).dtype
-        return dtype
-
-    @functools.cached_property
-    def _sample(self) -> tuple[nn.Module, str]:
-        """Where one of the weights is: to go through all modules for it would take longer than to build a graph."""
-        return next((module, name) for module in self.modules() for name, _ in module.named_parameters(recurse=False))
+        return self._frozen_dtype or next(self.parameters()).dtype
 
     def graph(self, batch: Data) -> Graph:
         """The tensors of a ``Data`` or ``Batch`` that a model reads; ``batch`` is not changed.
@@ -201,6 +194,7 @@ class Predictor(Configurable):
         model = copy.deepcopy(self).to(device=device, dtype=dtype).eval().requires_grad_(False)
         with torch.no_grad():
             model.representation.tabulate()
+        model._frozen_dtype = next(model.parameters()).dtype
         if compile:
             on_cpu = next(model.parameters()).device.type == "cpu"
             model.compile(options={"guard_filter_fn": _guards_on_inputs, "cpp_wrapper": on_cpu})

@@ -178,3 +178,10 @@ def test_copy_of_a_compiled_model_is_its_own(model, graph, monkeypatch):
     with torch.no_grad():
         model.head.mlp[-1].bias += 1.0
     assert abs((model(graph).energy - twin(graph).energy).item() - len(graph.z)) < 1e-9
+
+
+def test_precision_follows_a_new_representation(model, graph):
+    model(graph)
+    model.representation = PaiNN(8, 2, cutoff=3.0)
+    assert model.float().dtype == torch.float32
+    assert model(graph).forces.dtype == torch.float32

@@ -109,6 +109,10 @@ class Predictor(Configurable):
         """Precision of the weights."""
         return self._frozen_dtype or next(self.parameters()).dtype
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self._frozen_dtype = None  # ``fn`` may cast
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
     def graph(self, batch: Data) -> Graph:
         """The tensors of a ``Data`` or ``Batch`` that a model reads; ``batch`` is not changed.
 

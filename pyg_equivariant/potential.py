@@ -17,7 +17,7 @@ from torch_geometric.data import Data
 
 from pyg_equivariant.heads import EnergyHead, Head
 from pyg_equivariant.models.base import Representation
-from pyg_equivariant.nn.compiler import register_rules
+from pyg_equivariant.nn.compiler import inductor_options, register_rules
 from pyg_equivariant.nn.configurable import Configurable, build, describe
 from pyg_equivariant.nn.conv import segment_sum
 from pyg_equivariant.nn.embedding import MAX_Z
@@ -220,7 +220,10 @@ class Predictor(Configurable):
                 f"compiling forces needs torch 2.13 or newer, this is {torch.__version__}: do not compile"
             )
         register_rules()
-        compiled = torch.compile(self.derive, **{"fullgraph": True, "dynamic": True, **options})
+        told = {"fullgraph": True, "dynamic": True, **options}
+        if told.get("backend", "inductor") == "inductor" and "mode" not in told:
+            told["options"] = inductor_options() | told.get("options", {})
+        compiled = torch.compile(self.derive, **told)
 
         settings = torch._dynamo.config.patch(trace_autograd_ops=True, specialize_float=True)
 

@@ -16,7 +16,7 @@ from pyg_equivariant.nn.filter import LinearFilter, by_column
 from pyg_equivariant.nn.geometry import safe_norm
 from pyg_equivariant.nn.orthogonal import orthogonal_dense
 from pyg_equivariant.nn.pairs import find_pairs
-from pyg_equivariant.nn.radial import RadialBasis
+from pyg_equivariant.nn.radial import RadialBasis, bump
 
 __all__ = ["ExponentialBasis", "PhysNet", "PhysNetConv"]
 
@@ -41,7 +41,7 @@ class ExponentialBasis(RadialBasis):
     def forward(self, edge_len: Float[Tensor, " E"]) -> Float[Tensor, "E K"]:
         """See the class."""
         mean, beta = nn.functional.softplus(self.mean), nn.functional.softplus(self.beta)
-        return torch.exp(-beta * (torch.exp(-edge_len).unsqueeze(-1) - mean).square())
+        return bump(-beta * (torch.exp(-edge_len).unsqueeze(-1) - mean).square())
 
 
 def _inverse_softplus(x: Tensor) -> Tensor:

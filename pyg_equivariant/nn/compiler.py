@@ -1,13 +1,14 @@
 """What the compiler is told: hints that change no value."""
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyg_equivariant.nn.native import DECOMPOSITIONS
 
-__all__ = ["register_rules", "stored"]
+__all__ = ["inductor_options", "register_rules", "stored"]
 
 
 @torch.library.custom_op("pyg_equivariant::stored", mutates_args=())
@@ -54,3 +55,10 @@ def register_rules() -> None:
         return x
 
     register_lowering(torch.ops.pyg_equivariant.stored.default, type_promotion_kind=None)(realize)
+
+
+def inductor_options() -> dict[str, Any]:
+    """For ``torch.compile``."""
+    from pyg_equivariant.nn.partition import Partition
+
+    return {"custom_partitioner_fn": Partition()}

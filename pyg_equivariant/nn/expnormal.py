@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyg_equivariant.nn.radial import RadialBasis
+from pyg_equivariant.nn.radial import RadialBasis, bump
 
 __all__ = ["ExpNormalBasis", "TrainableExpNormalBasis"]
 
@@ -30,7 +30,7 @@ class ExpNormalBasis(RadialBasis):
     def forward(self, edge_len: Float[Tensor, " E"]) -> Float[Tensor, "E K"]:
         """See the class."""
         decay = torch.exp(-5.0 / self.cutoff * edge_len).unsqueeze(-1)
-        return torch.exp(-self.beta * (decay - self.mean).square())
+        return bump(-self.beta * (decay - self.mean).square())
 
 
 class TrainableExpNormalBasis(ExpNormalBasis):

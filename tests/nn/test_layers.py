@@ -7,10 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyg_equivariant.models.physnet import ExponentialBasis
 from pyg_equivariant.nn.activation import ShiftedSoftplus
 from pyg_equivariant.nn.configurable import Configurable, build, describe
 from pyg_equivariant.nn.conv import segment_sum
 from pyg_equivariant.nn.cutoff import CosineCutoff, PolynomialCutoff
+from pyg_equivariant.nn.expnormal import ExpNormalBasis
 from pyg_equivariant.nn.geometry import safe_norm, unit_vectors
 from pyg_equivariant.nn.radial import BesselBasis, EnvelopedBasis, GaussianBasis, TrainableBesselBasis
 from pyg_equivariant.testing import assert_close
@@ -42,6 +44,19 @@ def test_bases_have_all_derivatives(basis):
     (second,) = torch.autograd.grad(first.sum(), d)
     assert all(torch.isfinite(t).all() for t in (values, first, second))
     assert_close(values[0], values[1], "continuity at 0", tolerance=1e-4)
+
+
+@pytest.mark.parametrize("basis", [GaussianBasis(50, 5.0), ExpNormalBasis(64, 5.0), ExponentialBasis(64, 5.0)])
+def test_no_function_is_denormal(basis):
+    """Nor a derivative: matrix products of such numbers are slow."""
+    d = torch.linspace(0.0, 5.0, 5001, requires_grad=True)
+    values = basis(d)
+    (slope,) = torch.autograd.grad(values.sum(), d)
+    for name, numbers in (("values", values), ("slopes", slope)):
+        assert ((numbers == 0) | (numbers.abs() > 1e-25)).all(), name
+    exact = basis.double()(d.double())
+    assert_close(exact.float(), values, "in single precision", tolerance=1e-5)
+    assert ((exact > 0) & (exact < 1e-12)).any()
 
 
 def test_bessel_is_orthonormal():

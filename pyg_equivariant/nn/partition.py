@@ -1,0 +1,31 @@
+"""What a compiled training step keeps from its forward part for the backward one."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch._functorch.config
+from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch._inductor.custom_graph_pass import CustomPartitionerFn, get_hash_for_files
+from torch.fx import GraphModule
+
+__all__ = ["Partition"]
+
+
+class Partition(CustomPartitionerFn):
+    """PyTorch's own cut, but what edges read of their atoms is read again instead of kept.
+
+    By default whatever is used in several layers, as the indices of the edges are, must not be read again in the
+    backward part, so that each layer stores what it gathers, several values of each edge where an atom has one.
+    """
+
+    def __call__(
+        self, gm: GraphModule, joint_inputs: Sequence[object], **kwargs: Any
+    ) -> tuple[GraphModule, GraphModule]:
+        """The two graphs."""
+        with torch._functorch.config.patch(ban_recompute_used_far_apart=False):
+            parts: tuple[GraphModule, GraphModule] = min_cut_rematerialization_partition(gm, joint_inputs, **kwargs)
+            return parts
+
+    def uuid(self) -> Any:
+        """For the compiler's cache."""
+        return get_hash_for_files((__file__,))

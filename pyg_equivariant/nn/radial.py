@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 
-def bump(exponent: Tensor) -> Tensor:
+def bump(exponent: Float[Tensor, "E K"]) -> Float[Tensor, "E K"]:
     """``exp(exponent)`` of exponents up to 0, and zero where that is below float64's rounding of 1.
 
     Matrix products of numbers near the smallest ones there are take many times as long on Intel's processors.
@@ -52,7 +52,7 @@ class RadialBasis(Configurable, ABC):
 
 
 class GaussianBasis(RadialBasis):
-    """``exp(−(d − μₖ)² / 2Δ²)``, μ evenly spaced by Δ over [0, cutoff].
+    """``exp(−(d − μₖ)² / 2Δ²)`` by :func:`bump`, μ evenly spaced by Δ over [0, cutoff].
 
     Reference: Schütt et al. 2017, arXiv:1706.08566, section 4.2.
     """

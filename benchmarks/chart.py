@@ -51,8 +51,8 @@ def draw(document: dict[str, Any], file: Path, clock: str = "wall") -> None:
                     value = fastest(result, clock)
                     assert value is not None
                     axis.barh(y, value, 0.9 * height, color=COLORS[case])
+                    axis.text(value, y, f"  {value:.1f}", va="center", fontsize=7)
                     eager = _ratio(result, "eager", "eager", clock)
-                    axis.text(max(value, eager or 0.0), y, f"  {value:.1f}", va="center", fontsize=7)
                     if eager is not None:
                         axis.plot(eager, y, "D", color="black", markersize=3)
     axis.axvline(1, color="black", linewidth=1)

@@ -11,10 +11,11 @@ from pyg_equivariant.models.base import Representation
 from pyg_equivariant.nn.bessel import SphericalBesselBasis
 from pyg_equivariant.nn.conv import Conv, segment_sum
 from pyg_equivariant.nn.cutoff import PolynomialCutoff
+from pyg_equivariant.nn.dense_chain import dense_chain
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.geometry import safe_norm
 from pyg_equivariant.nn.orthogonal import orthogonal_dense
-from pyg_equivariant.nn.paths import Paths, find_paths, sum_over_paths
+from pyg_equivariant.nn.paths import Paths, find_paths, sum_over_paths, sum_products_over_paths
 from pyg_equivariant.nn.radial import TrainableBesselBasis
 
 __all__ = ["DimeNet", "DimeNetConv", "DimeNetPlusPlus", "DimeNetPlusPlusConv"]
@@ -66,7 +67,7 @@ class DimeNetConv(Conv):
             edge_sbf: Radial part of the spherical basis s, likewise.
             paths: Pairs of edges that meet, with their angles in L degrees.
         """
-        x = functional.silu(self.dense(x)) * self.radial(edge_rbf)
+        x = dense_chain(x, [self.dense]) * self.radial(edge_rbf)
         mixed = (x @ self.weight.transpose(0, 1).flatten(0, 1).T).unflatten(1, (-1, x.shape[1]))
         return self.message_and_aggregate(paths, torch.bmm(_by_degree(edge_sbf, self.angular), mixed))
 
@@ -117,13 +118,15 @@ class DimeNetPlusPlusConv(Conv):
         paths: Paths,
     ) -> Float[Tensor, "E C"]:
         """The sum over the edges that meet each edge; the arguments are those of :class:`DimeNetConv`."""
-        x = functional.silu(self.down(functional.silu(self.dense(x)) * self.radial(edge_rbf)))
-        values = self.spread(_by_degree(edge_sbf, self.angular)) * x.unsqueeze(1)
-        return functional.silu(self.up(self.message_and_aggregate(paths, values)))
+        x = dense_chain(dense_chain(x, [self.dense]) * self.radial(edge_rbf), [self.down])
+        received = self.message_and_aggregate(paths, _by_degree(edge_sbf, self.angular), x)
+        return dense_chain(received, [self.up])
 
-    def message_and_aggregate(self, paths: Paths, values: Float[Tensor, "E L D"]) -> Float[Tensor, "E D"]:
-        """Each edge j → i receives the values of the edges k → j, weighted by the angles."""
-        return sum_over_paths(paths, values)
+    def message_and_aggregate(
+        self, paths: Paths, edge_sbf: Float[Tensor, "E L S"], x: Float[Tensor, "E D"]
+    ) -> Float[Tensor, "E D"]:
+        """Each edge j → i receives the products of the edges k → j, weighted by the angles."""
+        return sum_products_over_paths(paths, edge_sbf, self.spread.weight.T, x)
 
 
 def _by_degree(edge_sbf: Float[Tensor, "E L K"], linear: nn.Linear) -> Float[Tensor, "E L S"]:
@@ -133,15 +136,12 @@ def _by_degree(edge_sbf: Float[Tensor, "E L K"], linear: nn.Linear) -> Float[Ten
 
 
 class _Residual(nn.Module):
-    """``x + σ(W₂ σ(W₁ x))``."""
+    """The layers of ``x + σ(W₂ σ(W₁ x))``."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.inner = orthogonal_dense(channels, channels)
         self.outer = orthogonal_dense(channels, channels)
-
-    def forward(self, x: Float[Tensor, "E C"]) -> Float[Tensor, "E C"]:
-        return x + functional.silu(self.outer(functional.silu(self.inner(x))))
 
 
 class _MessageEmbedding(nn.Module):
@@ -172,15 +172,14 @@ class _Interaction(nn.Module):
         self.own = orthogonal_dense(channels, channels)
         self.before = _Residual(channels)
         self.dense = orthogonal_dense(channels, channels)
-        self.after = nn.Sequential(_Residual(channels), _Residual(channels))
+        self.after = nn.ModuleList([_Residual(channels), _Residual(channels)])
 
     def forward(
         self, x: Float[Tensor, "E C"], edge_rbf: Tensor, edge_sbf: Tensor, paths: Paths
     ) -> Float[Tensor, "E C"]:
-        y = functional.silu(self.own(x)) + self.conv(x, edge_rbf, edge_sbf, paths)
-        y = functional.silu(self.dense(self.before(y)))
-        out: Tensor = self.after(x + y)
-        return out
+        y = dense_chain(x, [self.own]) + self.conv(x, edge_rbf, edge_sbf, paths)
+        y = dense_chain(y, [*self.before.children(), self.dense], skips=[1])
+        return dense_chain(x + y, [layer for block in self.after for layer in block.children()], skips=[1, 3])
 
 
 class _Output(nn.Module):
@@ -200,10 +199,8 @@ class _Output(nn.Module):
     def forward(
         self, x: Float[Tensor, "E C"], edge_rbf: Float[Tensor, "E K"], target: Int[Tensor, " E"], num_atoms: int
     ) -> Float[Tensor, "N C"]:
-        y: Tensor = self.project(segment_sum(self.radial(edge_rbf) * x, target, num_atoms))
-        for layer in self.layers:
-            y = functional.silu(layer(y))
-        out: Tensor = self.final(y)
+        y = self.project(segment_sum(self.radial(edge_rbf) * x, target, num_atoms))
+        out: Tensor = self.final(dense_chain(y, list(self.layers)))
         return out
 
 

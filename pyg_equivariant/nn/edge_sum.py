@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pyg_equivariant.nn.native import define, kernels, operation, runs_on
+from pyg_equivariant.nn.native import define, kernels, operation, runs_on, third_derivative
 
 __all__ = ["CONSTANT", "EdgeSum", "Term"]
 
@@ -194,16 +194,20 @@ def _backward_backward(ctx: Any, hx: Tensor, hy: Tensor, hw: Tensor) -> tuple[Te
 
 
 def _second_backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-    """The third derivative, which only a loss of the Hessian needs, by PyTorch's operations."""
-    *arguments, source, target, row = ctx.saved_tensors
-    with torch.enable_grad():
-        inputs = [tensor.detach().requires_grad_() for tensor in arguments]
-        x, y, w, g, *h = inputs
-        q = (_reference(_TABLES[ctx.key], x, y, w, source, target, row) * g).sum()
-        first = torch.autograd.grad(q, (x, y, w), create_graph=True)
-        outcome = torch.autograd.grad(first, (x, y, w, g), h, create_graph=True, materialize_grads=True)
-        third = torch.autograd.grad(outcome, inputs, gradients, materialize_grads=True, allow_unused=True)
+    *inputs, source, target, row = ctx.saved_tensors
+    third = third_derivative(_second_derivative, inputs, (_TABLES[ctx.key], source, target, row), gradients)
     return None, *third, None, None, None
+
+
+def _second_derivative(
+    x: Tensor, y: Tensor, w: Tensor, g: Tensor, hx: Tensor, hy: Tensor, hw: Tensor, table: _Table, *graph: Tensor
+) -> tuple[Tensor, ...]:
+    """What ``edge_sum_second`` does."""
+    inputs = [tensor.view_as(tensor) for tensor in (x, y, w, g)]
+    *others, g = inputs
+    q = (_reference(table, *others, *graph) * g).sum()
+    first = torch.autograd.grad(q, others, create_graph=True)
+    return torch.autograd.grad(first, inputs, (hx, hy, hw), create_graph=True, materialize_grads=True)
 
 
 for _each, _derivative in ((_forward, _forward_backward), (_backward, _backward_backward), (_second, _second_backward)):

@@ -9,10 +9,11 @@ from torch import Tensor
 from pyg_equivariant.nn.compiler import stored
 from pyg_equivariant.nn.harmonic_sum import sum_to_atoms, sum_to_edges
 from pyg_equivariant.nn.pairs import find_returns
+from pyg_equivariant.nn.product_sum import sum_products_to_atoms
 from pyg_equivariant.o3.harmonics import spherical_harmonics
 from pyg_equivariant.o3.layout import degrees, lmax_of
 
-__all__ = ["Paths", "find_paths", "sum_over_paths"]
+__all__ = ["Paths", "find_paths", "sum_over_paths", "sum_products_over_paths"]
 
 
 class Paths(NamedTuple):
@@ -79,12 +80,39 @@ def sum_over_paths(paths: Paths, values: Float[Tensor, "E L C"]) -> Float[Tensor
         paths: Of the graph.
         values: What each edge k → j sends, one value a degree.
     """
-    source, target = paths.edge_index
+    tensors = sum_to_atoms(paths.arriving, values, paths.edge_index[1], paths.num_atoms, _first(paths))
+    return _received(paths, tensors, (_straight(paths).unsqueeze(-1) * values).sum(1))
+
+
+def sum_products_over_paths(
+    paths: Paths, factors: Float[Tensor, "E L S"], weight: Float[Tensor, "S C"], x: Float[Tensor, "E C"]
+) -> Float[Tensor, "E C"]:
+    """:func:`sum_over_paths` of the values ``x (factors @ weight)``, which are not kept.
+
+    Args:
+        paths: Of the graph.
+        factors: Of each edge k → j, for a degree.
+        weight: What they are multiplied by, the same for all edges and degrees.
+        x: Features of the edges.
+    """
+    target = paths.edge_index[1]
+    tensors = sum_products_to_atoms(paths.arriving, factors, weight, x, target, paths.num_atoms, _first(paths))
+    return _received(paths, tensors, x * ((_straight(paths).unsqueeze(-1) * factors).sum(1) @ weight))
+
+
+def _first(paths: Paths) -> tuple[int, ...]:
+    """Where the components of each degree begin."""
+    return tuple(degree**2 for degree in range(lmax_of(paths.arriving.shape[1]) + 2))
+
+
+def _straight(paths: Paths) -> Float[Tensor, " L"]:
+    """``Y_l0(0)``."""
     lmax = lmax_of(paths.arriving.shape[1])
-    first = tuple(degree**2 for degree in range(lmax + 2))
-    tensors = sum_to_atoms(paths.arriving, values, target, paths.num_atoms, first)
-    received = sum_to_edges(paths.leaving, tensors, source, (0, first[-1])).squeeze(1)
-    norm = values.new_tensor([math.sqrt((2 * degree + 1) / (4 * math.pi)) for degree in range(lmax + 1)])
-    straight = (norm.unsqueeze(-1) * values).sum(1)
+    return paths.arriving.new_tensor([math.sqrt((2 * degree + 1) / (4 * math.pi)) for degree in range(lmax + 1)])
+
+
+def _received(paths: Paths, tensors: Float[Tensor, "N M C"], straight: Float[Tensor, "E C"]) -> Float[Tensor, "E C"]:
+    """What each edge reads of its source, less what came over itself, its angle being zero."""
+    received = sum_to_edges(paths.leaving, tensors, paths.edge_index[0], (0, tensors.shape[1])).squeeze(1)
     returned = straight.index_select(0, paths.back.clamp(min=0)) * (paths.back >= 0).unsqueeze(-1)
     return received - returned

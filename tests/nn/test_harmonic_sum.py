@@ -1,5 +1,6 @@
 """The kernels of harmonic sums against PyTorch's operations, in three derivatives."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jaxtyping
@@ -20,22 +21,12 @@ def arguments(channels: int, rows: int) -> tuple[torch.Tensor, ...]:
     return *inputs, torch.randint(0, 5, (20,), generator=generator)
 
 
-def derivatives(function, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    """The value and all derivatives, of three orders, in some directions."""
-    outcome, everything, leaves = [function(*inputs)], [], list(inputs)
-    for order in range(3):
-        everything += outcome
-        directions = [torch.sin(torch.arange(x.numel(), dtype=x.dtype) + order).view_as(x) for x in outcome]
-        directions = [x.requires_grad_() for x in directions]
-        outcome = list(torch.autograd.grad(outcome, leaves, directions, create_graph=True, materialize_grads=True))
-        leaves += directions
-    return everything + outcome
-
-
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("channels", [1, 8, 21, 64, 100])
 @pytest.mark.parametrize("first", FIRST.values(), ids=FIRST)
-def test_equals_pytorch(first: tuple[int, ...], channels: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equals_pytorch(
+    first: tuple[int, ...], channels: int, threads: int, derivatives: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sh, values, tensors, index = arguments(channels, len(first) - 1)
     to_atoms = partial(sum_to_atoms, index=index, num_atoms=6, first=first)
     to_edges = partial(sum_to_edges, index=index, first=first)

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,17 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-__all__ = ["DECOMPOSITIONS", "define", "implement", "keep_memory", "kernels", "operation", "runs_on"]
+__all__ = [
+    "DECOMPOSITIONS",
+    "define",
+    "implement",
+    "is_wanted",
+    "keep_memory",
+    "kernels",
+    "operation",
+    "runs_on",
+    "third_derivative",
+]
 
 NAMESPACE = "pyg_equivariant"
 SLOW = "models need several times longer on the CPU"
@@ -105,6 +115,41 @@ def runs_on(x: Tensor) -> bool:
     """Whether the kernels can work on such a tensor."""
     fits = x.is_cpu and x.dtype in (torch.float32, torch.float64)
     return fits and (torch.compiler.is_compiling() or kernels())  # which needs a compiler itself
+
+
+def is_wanted(ctx: Any, place: int) -> bool:
+    """Whether those who asked for derivatives asked for that by one input, in the backward of an :func:`operation`.
+
+    ``ctx.needs_input_grad`` tells whether it has one: weights have, when forces ask for the positions' alone.
+    """
+    node = ctx.next_functions[place][0]
+    return node is not None and torch._C._will_engine_execute_node(node)
+
+
+def third_derivative(
+    function: Callable[..., tuple[Tensor, ...]],
+    inputs: Sequence[Tensor | None],
+    rest: Sequence[Any],
+    k: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """What only a loss of second derivatives needs: derivatives of an operation that has none, by PyTorch's operations.
+
+    Args:
+        function: What the operation does.
+        inputs: Its tensors, by which they are.
+        rest: What else it reads.
+        k: By what each outcome is multiplied, nothing if not given, before they are summed.
+    """
+    with torch.enable_grad():
+        own = [
+            None if x is None else x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in inputs
+        ]  # views, for one may depend on another
+        pairs = [(y, by) for y, by in zip(function(*own, *rest), k, strict=True) if by is not None]
+        given = [x for x in own if x is not None]
+        outcomes, factors = zip(*pairs, strict=True)
+        found = torch.autograd.grad(outcomes, given, factors, create_graph=True, allow_unused=True)
+    of = iter(found)
+    return [None if x is None else next(of) for x in own]
 
 
 def define(schema: str) -> None:

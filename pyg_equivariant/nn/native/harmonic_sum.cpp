@@ -13,13 +13,6 @@
 
 namespace kernels {
 
-// The first edge that leads out of the atoms, or -1.
-static int64_t stray(const Harmonics &size) {
-    for (int64_t e = 0; e < size.edges; ++e)
-        if (size.index[e] < 0 || size.index[e] >= size.nodes) return e;
-    return -1;
-}
-
 // Calls work.run<V, WIDE, COUNT>(atom, its edges, row, component, channel) for all channels and all components, COUNT of a
 // row at a time; threads divide the atoms.
 template <typename T, typename Work> static void each_block(const Harmonics &size, const Work &work) {

@@ -34,6 +34,19 @@ struct Harmonics {
     const int64_t *index, *first;
 };
 
+// The first edge that leads out of the atoms, or -1.
+inline int64_t stray(const Harmonics &size) {
+    for (int64_t e = 0; e < size.edges; ++e)
+        if (size.index[e] < 0 || size.index[e] >= size.nodes) return e;
+    return -1;
+}
+
+// Layers, their widths from that of the input on, and whether each skips: whether it adds its input's input.
+struct DenseChain {
+    int64_t rows, layers, threads;
+    const int64_t *widths, *skips;
+};
+
 // see edge_sum.cpp
 template <typename T> int64_t edge_sum_forward(const Table &, const Graph &, const T *x, const T *y, const T *w, T *out);
 template <typename T>
@@ -53,6 +66,24 @@ template <typename T> void interpolation_polynomials(int64_t rows, int64_t order
 template <typename T> int64_t harmonic_to_atoms(const Harmonics &, const T *y, const T *v, T *out);
 template <typename T> int64_t harmonic_to_edges(const Harmonics &, const T *y, const T *a, T *out);
 template <typename T> int64_t harmonic_dot(const Harmonics &, const T *v, const T *a, T *out);
+
+// see product_sum.cpp; b has the width rank
+template <typename T>
+int64_t product_to_atoms(const Harmonics &, int64_t rank, const T *y, const T *b, const T *w, const T *x, T *out);
+template <typename T>
+int64_t product_backward(const Harmonics &, int64_t rank, const T *y, const T *b, const T *w, const T *x, const T *g, T *y_out,
+                         T *b_out, T *w_out, T *x_out);
+template <typename T>
+int64_t product_second(const Harmonics &, int64_t rank, const T *y, const T *b, const T *w, const T *x, const T *g, const T *hy,
+                       const T *hb, const T *hw, const T *hx, T *y_out, T *b_out, T *w_out, T *x_out, T *g_out);
+
+// see dense_chain.cpp
+template <typename T> void dense_chain_forward(const DenseChain &, const T *x, const T *p, T *y, T *z);
+template <typename T>
+void dense_chain_backward(const DenseChain &, const T *x, const T *z, const T *p, const T *g, const T *h, T *x_out, T *a_out,
+                          T *p_out);
+template <typename T>
+void dense_chain_second(const DenseChain &, const T *z, const T *p, const T *by_a, const T *k, T *g_out, T *z_out, T *p_out);
 
 // see pairs.cpp; returns how many pairs there are
 template <typename T>

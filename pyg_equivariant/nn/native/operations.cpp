@@ -14,12 +14,14 @@
 #include <limits>
 #include <mutex>
 #include <numeric>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <unordered_map>
 #include <vector>
 
 using at::Tensor;
+using kernels::DenseChain;
 using kernels::Graph;
 using kernels::Harmonics;
 using kernels::Sizes;
@@ -248,6 +250,163 @@ static Tensor harmonic_dot(const Tensor &values, const Tensor &tensors, const Te
     return result;
 }
 
+// Sums of harmonics with products of the edges.
+
+struct ProductSum : HarmonicSum {
+    const Tensor y, b, w, x;
+    const int64_t rank;
+
+    ProductSum(const Tensor &sh, const Tensor &factors, const Tensor &weight, const Tensor &x, const Tensor &index,
+               at::IntArrayRef first, int64_t nodes)
+        : HarmonicSum(index, first, nodes, x.size(1)), y(sh.contiguous()), b(factors.contiguous()), w(weight.contiguous()),
+          x(x.contiguous()), rank(weight.size(0)) {
+        harmonics(sh);
+        TORCH_CHECK_VALUE(b.dim() == 3 && b.size(0) == size.edges && b.size(1) == size.rows && b.size(2) == rank &&
+                              w.size(1) == size.channels && x.size(0) == size.edges,
+                          "products over ", size.edges, " edges got ", b.sizes(), " factors, weights ", w.sizes(),
+                          " and features ", x.sizes());
+    }
+};
+
+static Tensor product_to_atoms(const Tensor &sh, const Tensor &factors, const Tensor &weight, const Tensor &x,
+                               const Tensor &index, at::IntArrayRef first, int64_t nodes) {
+    const ProductSum sum(sh, factors, weight, x, index, first, nodes);
+    Tensor result = at::empty({nodes, sum.size.components, sum.size.channels}, x.options());
+    sum.check(typed(x, [&](auto zero) {
+        using T = decltype(zero);
+        return kernels::product_to_atoms<T>(sum.size, sum.rank, in<T>(sum.y), in<T>(sum.b), in<T>(sum.w), in<T>(sum.x),
+                                            out<T>(result));
+    }));
+    return result;
+}
+
+static std::tuple<Tensor, Tensor, Tensor, Tensor> product_backward(const Tensor &sh, const Tensor &factors,
+                                                                   const Tensor &weight, const Tensor &x, const Tensor &g,
+                                                                   const Tensor &index, at::IntArrayRef first) {
+    const ProductSum sum(sh, factors, weight, x, index, first, g.size(0));
+    sum.of_atoms(g);
+    const Tensor grad = g.contiguous();
+    Tensor of_y = empty(sh), of_b = empty(factors), of_w = empty(weight), of_x = empty(x);
+    sum.check(typed(x, [&](auto zero) {
+        using T = decltype(zero);
+        return kernels::product_backward<T>(sum.size, sum.rank, in<T>(sum.y), in<T>(sum.b), in<T>(sum.w), in<T>(sum.x),
+                                            in<T>(grad), out<T>(of_y), out<T>(of_b), out<T>(of_w), out<T>(of_x));
+    }));
+    return {of_y, of_b, of_w, of_x};
+}
+
+static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>
+product_second(const Tensor &sh, const Tensor &factors, const Tensor &weight, const Tensor &x, const Tensor &g,
+               const Tensor &hy, const Tensor &hb, const Tensor &hw, const Tensor &hx, const Tensor &index,
+               at::IntArrayRef first) {
+    const ProductSum sum(sh, factors, weight, x, index, first, g.size(0)), by(hy, hb, hw, hx, index, first, g.size(0));
+    sum.of_atoms(g);
+    const Tensor grad = g.contiguous();
+    Tensor of_y = empty(sh), of_b = empty(factors), of_w = empty(weight), of_x = empty(x), of_g = empty(g);
+    sum.check(typed(x, [&](auto zero) {
+        using T = decltype(zero);
+        return kernels::product_second<T>(sum.size, sum.rank, in<T>(sum.y), in<T>(sum.b), in<T>(sum.w), in<T>(sum.x),
+                                          in<T>(grad), in<T>(by.y), in<T>(by.b), in<T>(by.w), in<T>(by.x), out<T>(of_y),
+                                          out<T>(of_b), out<T>(of_w), out<T>(of_x), out<T>(of_g));
+    }));
+    return {of_y, of_b, of_w, of_x, of_g};
+}
+
+// Chains of dense layers.
+
+struct Chain {
+    int64_t columns = 0, numbers = 0;
+    DenseChain chain;
+
+    Chain(int64_t rows, const Tensor &weights, at::IntArrayRef widths, at::IntArrayRef skips)
+        : chain{rows, int64_t(skips.size()), at::get_num_threads(), widths.data(), skips.data()} {
+        for (size_t l = 0; l < skips.size(); ++l) columns += widths[l + 1], numbers += (widths[l] + 1) * widths[l + 1];
+        TORCH_CHECK_VALUE(weights.dim() == 1 && weights.size(0) == numbers, "a chain of the widths ", widths, " got weights ",
+                          weights.sizes());
+    }
+    void check(const Tensor &tensor, int64_t width) const {
+        TORCH_CHECK_VALUE(tensor.dim() == 2 && tensor.size(0) == chain.rows && tensor.size(1) == width, "a chain with ",
+                          chain.rows, " rows of ", width, " got a tensor ", tensor.sizes());
+    }
+    void of_layers(const Tensor &tensor) const {
+        TORCH_CHECK_VALUE(tensor.dim() == 1 && tensor.size(0) == chain.rows * columns, "a chain with ", chain.rows,
+                          " rows, of ", columns, " in all layers, got a tensor ", tensor.sizes());
+    }
+    int64_t first() const { return chain.widths[0]; }
+    int64_t last() const { return chain.widths[chain.layers]; }
+};
+
+static std::tuple<Tensor, Tensor> dense_chain_forward(const Tensor &x, const Tensor &weights, at::IntArrayRef widths,
+                                                      at::IntArrayRef skips) {
+    const Tensor from = x.contiguous(), p = weights.contiguous();
+    const Chain chain(x.size(0), p, widths, skips);
+    chain.check(x, chain.first());
+    Tensor y = at::empty({x.size(0), chain.last()}, x.options()), z = at::empty({x.size(0) * chain.columns}, x.options());
+    typed(x, [&](auto zero) {
+        using T = decltype(zero);
+        kernels::dense_chain_forward<T>(chain.chain, in<T>(from), in<T>(p), out<T>(y), out<T>(z));
+    });
+    return {y, z};
+}
+
+struct Back {
+    const Tensor kept, p, by_y, by_z;
+    const Chain chain;
+    Tensor of_x;
+
+    Back(const Tensor &z, const Tensor &weights, const std::optional<Tensor> &g, const std::optional<Tensor> &h, int64_t rows,
+         at::IntArrayRef widths, at::IntArrayRef skips)
+        : kept(z.contiguous()), p(weights.contiguous()), by_y(g ? g->contiguous() : Tensor()),
+          by_z(h ? h->contiguous() : Tensor()), chain(rows, p, widths, skips),
+          of_x(at::empty({rows, chain.first()}, z.options())) {
+        chain.of_layers(z);
+        if (g) chain.check(*g, chain.last());
+        if (h) chain.of_layers(*h);
+    }
+    void run(const Tensor &x, const Tensor &of_a, const Tensor &of_p) const {
+        typed(kept, [&](auto zero) {
+            using T = decltype(zero);
+            const auto given = [](const Tensor &tensor) { return tensor.defined() ? in<T>(tensor) : nullptr; };
+            const auto wanted = [](const Tensor &tensor) { return tensor.defined() ? out<T>(tensor) : nullptr; };
+            kernels::dense_chain_backward<T>(chain.chain, given(x), in<T>(kept), in<T>(p), given(by_y), given(by_z),
+                                             out<T>(of_x), wanted(of_a), wanted(of_p));
+        });
+    }
+};
+
+static std::tuple<Tensor, Tensor> dense_chain_backward(const Tensor &z, const Tensor &weights, const std::optional<Tensor> &g,
+                                                       const std::optional<Tensor> &h, int64_t rows, at::IntArrayRef widths,
+                                                       at::IntArrayRef skips) {
+    const Back back(z, weights, g, h, rows, widths, skips);
+    Tensor of_a = empty(z);
+    back.run(Tensor(), of_a, Tensor());
+    return {back.of_x, of_a};
+}
+
+static std::tuple<Tensor, Tensor> dense_chain_gradients(const Tensor &x, const Tensor &z, const Tensor &weights,
+                                                        const std::optional<Tensor> &g, const std::optional<Tensor> &h,
+                                                        at::IntArrayRef widths, at::IntArrayRef skips) {
+    const Back back(z, weights, g, h, x.size(0), widths, skips);
+    back.chain.check(x, back.chain.first());
+    Tensor of_p = empty(weights);
+    back.run(x.contiguous(), Tensor(), of_p);
+    return {back.of_x, of_p};
+}
+
+static std::tuple<Tensor, Tensor, Tensor> dense_chain_second(const Tensor &z, const Tensor &weights, const Tensor &by_a,
+                                                             const Tensor &k, at::IntArrayRef widths, at::IntArrayRef skips) {
+    const Tensor kept = z.contiguous(), p = weights.contiguous(), grad = by_a.contiguous(), along = k.contiguous();
+    const Chain chain(k.size(0), p, widths, skips);
+    chain.of_layers(z), chain.of_layers(by_a), chain.check(k, chain.first());
+    Tensor of_g = at::empty({k.size(0), chain.last()}, z.options()), of_z = empty(kept), of_p = empty(p);
+    typed(z, [&](auto zero) {
+        using T = decltype(zero);
+        kernels::dense_chain_second<T>(chain.chain, in<T>(kept), in<T>(p), in<T>(grad), in<T>(along), out<T>(of_g),
+                                       out<T>(of_z), out<T>(of_p));
+    });
+    return {of_g, of_z, of_p};
+}
+
 // Pairs.
 
 static std::tuple<Tensor, Tensor> find_pairs(const Tensor &edge_index, const Tensor &edge_vec) {
@@ -349,6 +508,13 @@ TORCH_LIBRARY_IMPL(pyg_equivariant, CPU, m) {
         both("harmonic_to_atoms", TORCH_FN(harmonic_to_atoms));
         both("harmonic_to_edges", TORCH_FN(harmonic_to_edges));
         both("harmonic_dot", TORCH_FN(harmonic_dot));
+        both("product_to_atoms", TORCH_FN(product_to_atoms));
+        both("product_backward", TORCH_FN(product_backward));
+        both("product_second", TORCH_FN(product_second));
+        both("dense_chain_forward", TORCH_FN(dense_chain_forward));
+        both("dense_chain_backward", TORCH_FN(dense_chain_backward));
+        both("dense_chain_gradients", TORCH_FN(dense_chain_gradients));
+        both("dense_chain_second", TORCH_FN(dense_chain_second));
         both("find_pairs", TORCH_FN(find_pairs));
         both("find_returns", TORCH_FN(find_returns));
         both("element_product", TORCH_FN(element_product));

@@ -5,9 +5,19 @@
 #include <cstdint>
 #include <vector>
 
+#define INLINE inline __attribute__((always_inline))
+
 namespace kernels {
 
 template <typename T> using Vector __attribute__((vector_size(64), aligned(sizeof(T)), may_alias)) = T;
+
+// Vectors of one of the processor's registers, for what is held there.
+#ifdef __AVX512F__
+constexpr int64_t REGISTER = 64;
+#else
+constexpr int64_t REGISTER = 32;
+#endif
+template <typename T> using Register __attribute__((vector_size(REGISTER), aligned(sizeof(T)), may_alias)) = T;
 
 template <typename V, typename T> static V load(const T *from) { return *reinterpret_cast<const V *>(from); }
 template <typename V, typename T> static void store(T *to, V value) { *reinterpret_cast<V *>(to) = value; }
@@ -21,6 +31,57 @@ template <typename T, int BYTES = 64> static T sum_of_lanes(const T *lanes) {
         const Half sum = load<Half>(lanes) + load<Half>(lanes + BYTES / 2 / sizeof(T));
         return sum_of_lanes<T, BYTES / 2>(reinterpret_cast<const T *>(&sum));
     }
+}
+
+// Vectors or numbers that are handled together, so that the processor need not wait for one before it begins the next.
+template <typename T, typename V, int WIDE> struct Block {
+    static constexpr int64_t LANES = sizeof(V) / sizeof(T);
+    V part[WIDE] = {};
+
+    static INLINE Block at(const T *from) {
+        return of([=](int i) { return load<V>(from + i * LANES); });
+    }
+    template <typename Work> static INLINE Block of(const Work &work) {
+        Block block;
+#pragma GCC unroll 8
+        for (int i = 0; i < WIDE; ++i) block.part[i] = work(i);
+        return block;
+    }
+    INLINE void put(T *to) const {
+#pragma GCC unroll 8
+        for (int i = 0; i < WIDE; ++i) store<V>(to + i * LANES, part[i]);
+    }
+    INLINE void add_to(T *to) const { (at(to) + *this).put(to); }
+    INLINE Block operator+(const Block &other) const {
+        return of([&](int i) { return part[i] + other.part[i]; });
+    }
+    INLINE Block operator*(const Block &other) const {
+        return of([&](int i) { return part[i] * other.part[i]; });
+    }
+    INLINE Block operator+(T term) const {
+        return of([&](int i) { return part[i] + term; });
+    }
+    INLINE Block operator*(T factor) const {
+        return of([&](int i) { return part[i] * factor; });
+    }
+    INLINE T dot(const Block &other) const {
+        V sum = part[0] * other.part[0];
+#pragma GCC unroll 8
+        for (int i = 1; i < WIDE; ++i) sum += part[i] * other.part[i];
+        return sum_of_lanes<T, sizeof(V)>(reinterpret_cast<const T *>(&sum));
+    }
+};
+
+// So many vectors or numbers like this one.
+template <typename T, int WIDE, typename V> static Block<T, V, WIDE> blocks(V) { return {}; }
+
+// Calls work(a block, place) for all numbers of a row.
+template <typename T, typename Work> static void each(int64_t size, const Work &work) {
+    constexpr int64_t LANES = REGISTER / sizeof(T);
+    int64_t c = 0;
+    for (; c + 4 * LANES <= size; c += 4 * LANES) work(blocks<T, 4>(Register<T>()), c);
+    for (; c + LANES <= size; c += LANES) work(blocks<T, 1>(Register<T>()), c);
+    for (; c < size; ++c) work(blocks<T, 1>(T()), c);
 }
 
 // Rows, those that belong to the same place after each other, so that what they share is at hand: those of place n are

@@ -1,0 +1,124 @@
+"""The kernels of chains of dense layers against PyTorch's operations, in three derivatives."""
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from pyg_equivariant.nn import dense_chain as module
+from pyg_equivariant.nn.dense_chain import dense_chain
+
+ROWS = 100  # more than one tile
+
+
+class Chain(nn.Module):
+    def __init__(self, widths: Sequence[int], skips: Sequence[int]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        pairs = enumerate(itertools.pairwise(widths))
+        self.layers = nn.ModuleList(nn.Linear(a, b, bias=place != 2) for place, (a, b) in pairs).double()
+        self.skips = skips
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dense_chain(x, list(self.layers), skips=self.skips)
+
+
+CHAINS = [([5, 7], []), ([8, 16, 8, 20], [1]), ([64, 64, 64, 64, 64], [1, 3]), ([3, 70, 3], [1]), ([4, 4, 4], [1])]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("widths", "skips"), CHAINS, ids=[str(widths) for widths, _ in CHAINS])
+def test_equals_pytorch(
+    widths: list[int], skips: list[int], threads: int, derivatives: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain = Chain(widths, skips)
+    names = [name for name, _ in chain.named_parameters()]
+    inputs = [(3 * torch.randn(ROWS, widths[0]).double()).requires_grad_(), *chain.parameters()]
+
+    def function(x: Tensor, *weights: Tensor) -> Tensor:
+        out: Tensor = functional_call(chain, dict(zip(names, weights, strict=True)), (x,))
+        return out
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        fast = derivatives(function, inputs)
+    finally:
+        torch.set_num_threads(before)
+    monkeypatch.setattr(module, "runs_on", lambda x: False)
+    slow = derivatives(function, inputs)
+    for number, (a, b) in enumerate(zip(fast, slow, strict=True)):
+        scale = b.abs().max().clamp(min=1.0)
+        assert (a - b).abs().max() < 1e-11 * scale, number
+
+
+def test_single_precision() -> None:
+    chain, x = Chain([64, 64, 64, 30], [1]), torch.linspace(-100, 100, 64 * ROWS).view(ROWS, 64).double()
+    single = Chain([64, 64, 64, 30], [1]).float()(x.float())
+    assert torch.allclose(single.double(), chain(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nonlinearity_holds_everywhere(dtype: torch.dtype) -> None:
+    """SiLU and its two derivatives, from where it is zero to where it is the identity; NaN stays."""
+    layer = nn.Linear(1, 1, bias=False, dtype=dtype)
+    nn.init.ones_(layer.weight)
+    points = [0.0, 1e-3, 0.3, 1.0, 1.2784645, 5.0, 20.0, 80.0, 87.5, 100.0, 1e4]
+    x = torch.tensor([[sign * point] for point in points for sign in (1, -1)], dtype=dtype).requires_grad_()
+    rounding = 8 * torch.finfo(dtype).eps
+    outcomes = []
+    for function in (lambda x: dense_chain(x, [layer]), nn.functional.silu):
+        y = function(x)
+        (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        (curve,) = torch.autograd.grad(slope.sum(), x)
+        outcomes.append((y, slope, curve))
+    for a, b in zip(*outcomes, strict=True):
+        assert ((a - b).abs() <= rounding * b.abs() + rounding).all()
+    assert dense_chain(torch.full((1, 1), float("nan"), dtype=dtype), [layer]).isnan().all()
+
+
+def test_forces_do_not_compute_gradients_of_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only who asks for them pays for them."""
+    calls = []
+    for name in ("_backward", "_gradients"):
+        operation = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, name=name, run=operation: (calls.append(name), run(*args))[1])
+    chain, x = Chain([8, 8], []), torch.ones(3, 8, dtype=torch.float64, requires_grad=True)
+    (forces,) = torch.autograd.grad(chain(x).sum(), x, create_graph=True)
+    assert calls == ["_backward"]
+    forces.square().sum().backward()
+    assert calls == ["_backward", "_gradients"]  # of the first derivative's z
+    assert chain.layers[0].weight.grad is not None
+
+
+def test_no_rows() -> None:
+    chain, x = Chain([8, 8, 8], [1]), torch.zeros(0, 8, dtype=torch.float64, requires_grad=True)
+    y = chain(x)
+    y.sum().backward()
+    assert y.shape == (0, 8)
+    assert x.grad is not None
+    assert x.grad.shape == (0, 8)
+    assert (chain.layers[0].weight.grad == 0).all()
+
+
+def test_autocast_holds() -> None:
+    chain = Chain([8, 8], []).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert chain(torch.ones(3, 8)).dtype == torch.bfloat16
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    narrow, wide, square = nn.Linear(8, 4), nn.Linear(4, 8), nn.Linear(4, 4)
+    for layers, skips in (
+        ([narrow, narrow], []),
+        ([wide], []),
+        ([], []),
+        ([narrow, nn.SiLU()], []),
+        ([narrow, wide], [0]),
+        ([narrow, square], [1]),
+    ):
+        with pytest.raises(ValueError, match=r"do not fit each other or rows of 8"):
+            dense_chain(torch.zeros(3, 8), layers, skips=skips)

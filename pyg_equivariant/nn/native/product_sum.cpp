@@ -28,7 +28,7 @@ static void each_edge(const Harmonics &size, int64_t sums, T *total, const Work 
         T *own = sum[thread].data();
         for (int64_t atom = thread * size.nodes / threads; atom < (thread + 1) * size.nodes / threads; ++atom) {
             const int64_t row = size.components * size.channels;
-            if (T *sums = work.of_atoms()) std::fill_n(sums + atom * row, row, T(0));
+            if (T *cleared = work.of_atoms()) std::fill_n(cleared + atom * row, row, T(0));
             const auto edges = [&](auto vector, auto wide, int64_t c) {
                 for (int64_t n = sorted.first[atom]; n < sorted.first[atom + 1]; ++n)
                     work.template run<decltype(vector), decltype(wide)::value>(atom, sorted.order[n], c, own);

@@ -20,9 +20,9 @@
 
 namespace kernels {
 
-constexpr int64_t TILE = 96;  // rows at once
-constexpr int ROWS = 6;       // of the product in registers, and vectors a row
-constexpr int WIDE = REGISTER / 16;
+constexpr int64_t TILE = 96;         // rows at once
+constexpr int ROWS = 6;              // of a product, while it is in registers
+constexpr int WIDE = REGISTER / 16;  // vectors of each of these
 template <typename T> constexpr int64_t PANEL = WIDE * REGISTER / sizeof(T);
 
 // How wide a row is that is filled up to whole panels.
@@ -47,7 +47,7 @@ template <typename T> static void add_row(int64_t size, const T *from, T *to) {
     each<T>(size, [=](auto block, int64_t c) { block.at(from + c).add_to(to + c); });
 }
 
-// Columns in panels, [columns / PANEL, rows, PANEL], filled up with zeros: element (k, n) is from[k * rows + n * columns].
+// A matrix in panels, [N / PANEL, K, PANEL], filled up with zeros: element (k, n) is from[k * step_k + n * step_n].
 template <typename T>
 static void pack(const T *from, int64_t K, int64_t N, int64_t step_k, int64_t step_n, T *to) {
     for (int64_t n = 0; n < N; n += PANEL<T>) {
@@ -143,7 +143,7 @@ template <typename T> struct Layers {
     std::vector<int64_t> column, weight, panel;  // where each begins, in z a row, in the weights and in the panels
     Memory<T> panels;
 
-    enum Side { FORWARD, BACKWARD, NEITHER };
+    enum Side { FORWARD, BACKWARD };
 
     Layers(const DenseChain &chain, const T *p, Side side) : chain(chain) {
         int64_t columns = 0, size = 0, length = 0;
@@ -151,13 +151,13 @@ template <typename T> struct Layers {
             const auto [in, out] = shape(l);
             column.push_back(columns), weight.push_back(size), panel.push_back(length);
             columns += out, size += (in + 1) * out;
-            length += side == FORWARD ? in * padded<T>(out) : side == BACKWARD ? out * padded<T>(in) : 0;
+            length += side == FORWARD ? in * padded<T>(out) : out * padded<T>(in);
         }
         panels = Memory<T>(length);
-        for (int64_t l = 0; l < chain.layers && side != NEITHER; ++l) {
+        for (int64_t l = 0; l < chain.layers; ++l) {
             const auto [in, out] = shape(l);
             if (side == FORWARD) pack(p + weight[l], in, out, 1, in, panels.data() + panel[l]);
-            if (side == BACKWARD) pack(p + weight[l], out, in, in, 1, panels.data() + panel[l]);
+            else pack(p + weight[l], out, in, in, 1, panels.data() + panel[l]);
         }
     }
     struct Shape {

@@ -42,12 +42,7 @@ def test_equals_pytorch(
         out: Tensor = functional_call(chain, dict(zip(names, weights, strict=True)), (x,))
         return out
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        fast = derivatives(function, inputs)
-    finally:
-        torch.set_num_threads(before)
+    fast = derivatives(function, inputs, threads=threads)
     monkeypatch.setattr(module, "runs_on", lambda x: False)
     slow = derivatives(function, inputs)
     for number, (a, b) in enumerate(zip(fast, slow, strict=True)):

@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jaxtyping
@@ -39,29 +40,11 @@ def graph() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randint(0, 6, (2, 20), generator=generator), torch.randint(0, 11, (20,), generator=generator)
 
 
-def derivatives(function, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    """The value and all derivatives, of three orders, in some directions."""
-    outcome, everything = [function(*inputs)], []
-    leaves = list(inputs)
-    for order in range(3):
-        everything += outcome
-        directions = [torch.sin(torch.arange(x.numel(), dtype=x.dtype) + order).view_as(x) for x in outcome]
-        directions = [x.requires_grad_() for x in directions]
-        outcome = list(torch.autograd.grad(outcome, leaves, directions, create_graph=True, materialize_grads=True))
-        leaves += directions
-    return everything + outcome
-
-
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("channels", [1, 8, 21, 64])
-def test_equals_pytorch(channels: int, threads: int) -> None:
+def test_equals_pytorch(channels: int, threads: int, derivatives: Callable) -> None:
     total, (edge_index, row) = EdgeSum(TERMS, 6), graph()
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        fast = derivatives(lambda x, y, w: total(x, y, w, edge_index, row), arguments(channels))
-    finally:
-        torch.set_num_threads(before)
+    fast = derivatives(lambda x, y, w: total(x, y, w, edge_index, row), arguments(channels), threads=threads)
     slow = derivatives(lambda x, y, w: _reference(_TABLES[total.key], x, y, w, *edge_index, row), arguments(channels))
     assert len(fast) == len(slow) == 1 + 3 + 4 + 7
     for number, (a, b) in enumerate(zip(fast, slow, strict=True)):

@@ -30,12 +30,7 @@ def test_equals_pytorch(
     sh, values, tensors, index = arguments(channels, len(first) - 1)
     to_atoms = partial(sum_to_atoms, index=index, num_atoms=6, first=first)
     to_edges = partial(sum_to_edges, index=index, first=first)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        fast = derivatives(to_atoms, [sh, values]), derivatives(to_edges, [sh, tensors])
-    finally:
-        torch.set_num_threads(before)
+    fast = derivatives(to_atoms, [sh, values], threads=threads), derivatives(to_edges, [sh, tensors], threads=threads)
     monkeypatch.setattr(harmonic_sum, "runs_on", lambda x: False)
     slow = derivatives(to_atoms, [sh, values]), derivatives(to_edges, [sh, tensors])
     for kernel, reference in zip(fast, slow, strict=True):

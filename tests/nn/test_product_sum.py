@@ -26,12 +26,7 @@ def arguments(channels: int) -> tuple[torch.Tensor, ...]:
 def test_equals_pytorch(channels: int, threads: int, derivatives: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     *inputs, index = arguments(channels)
     function = partial(sum_products_to_atoms, index=index, num_atoms=6, first=FIRST)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        fast = derivatives(function, inputs)
-    finally:
-        torch.set_num_threads(before)
+    fast = derivatives(function, inputs, threads=threads)
     for module in (product_sum, harmonic_sum):
         monkeypatch.setattr(module, "runs_on", lambda x: False)
     slow = derivatives(function, inputs)

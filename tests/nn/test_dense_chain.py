@@ -11,7 +11,7 @@ from torch.func import functional_call
 from pyg_equivariant.nn import dense_chain as module
 from pyg_equivariant.nn.dense_chain import dense_chain
 
-ROWS = 100  # more than one tile
+ROWS = 150  # more than one tile
 
 
 class Chain(nn.Module):
@@ -50,10 +50,32 @@ def test_equals_pytorch(
         assert (a - b).abs().max() < 1e-11 * scale, number
 
 
-def test_single_precision() -> None:
-    chain, x = Chain([64, 64, 64, 30], [1]), torch.linspace(-100, 100, 64 * ROWS).view(ROWS, 64).double()
-    single = Chain([64, 64, 64, 30], [1]).float()(x.float())
-    assert torch.allclose(single.double(), chain(x), rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("widths", "skips"), CHAINS, ids=[str(widths) for widths, _ in CHAINS])
+def test_single_precision(
+    widths: list[int], skips: list[int], threads: int, derivatives: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As exact as PyTorch's, whatever the products of matrices are made of."""
+    chain = Chain(widths, skips)
+    names = [name for name, _ in chain.named_parameters()]
+    numbers = [torch.randn(ROWS, widths[0]), *(p.detach().float() for p in chain.parameters())]
+
+    def function(x: Tensor, *weights: Tensor) -> Tensor:
+        out: Tensor = functional_call(chain, dict(zip(names, weights, strict=True)), (x,))
+        return out
+
+    fast = derivatives(function, [n.clone().requires_grad_() for n in numbers], threads=threads)
+    monkeypatch.setattr(module, "runs_on", lambda x: False)
+    slow = derivatives(function, [n.clone().requires_grad_() for n in numbers])
+    exact = derivatives(function, [n.double().requires_grad_() for n in numbers])
+    for number, (a, b, c) in enumerate(zip(fast, slow, exact, strict=True)):
+        assert (a - c).norm() <= 2 * (b - c).norm() + 1e-6 * c.norm(), number
+
+
+def test_what_is_not_finite_stays_so() -> None:
+    layer = nn.Linear(2, 1)
+    for value in (float("nan"), float("inf"), -float("inf")):
+        assert not dense_chain(torch.tensor([[value, 1.0]]), [layer]).isfinite().any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

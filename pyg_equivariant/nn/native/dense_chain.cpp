@@ -9,6 +9,7 @@
 // divide the rows.
 
 #include "kernels.h"
+#include "products.h"
 #include "vectors.h"
 
 #include <algorithm>
@@ -18,15 +19,13 @@
 #include <type_traits>
 #include <vector>
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
 namespace kernels {
 
-constexpr int64_t TILE = 96;         // rows at once
-constexpr int ROWS = 6;              // of a product, while it is in registers
-constexpr int WIDE = REGISTER / 16;  // vectors of each of these
-template <typename T> constexpr int64_t PANEL = WIDE * REGISTER / sizeof(T);
-
-// How wide a row is that is filled up to whole panels.
-template <typename T> static int64_t padded(int64_t size) { return (size + PANEL<T> - 1) / PANEL<T> * PANEL<T>; }
+constexpr int64_t TILE = 128;  // rows at once
 
 // Numbers that begin where vectors do.
 template <typename T> class Memory {
@@ -40,61 +39,8 @@ public:
     T *data() const { return lines[0].values; }
 };
 
-template <typename T> static void copy_row(int64_t size, const T *from, T *to) {
-    each<T>(size, [=](auto block, int64_t c) { block.at(from + c).put(to + c); });
-}
 template <typename T> static void add_row(int64_t size, const T *from, T *to) {
     each<T>(size, [=](auto block, int64_t c) { block.at(from + c).add_to(to + c); });
-}
-
-// A matrix in panels, [N / PANEL, K, PANEL], filled up with zeros: element (k, n) is from[k * step_k + n * step_n].
-template <typename T>
-static void pack(const T *from, int64_t K, int64_t N, int64_t step_k, int64_t step_n, T *to) {
-    for (int64_t n = 0; n < N; n += PANEL<T>) {
-        const int64_t width = std::min(PANEL<T>, N - n);
-        for (int64_t k = 0; k < K; ++k, to += PANEL<T>) {
-            const T *row = from + k * step_k + n * step_n;
-            if (step_n == 1)
-                copy_row(width, row, to);
-            else
-                for (int64_t j = 0; j < width; ++j) to[j] = row[j * step_n];
-            std::fill(to + width, to + PANEL<T>, T(0));
-        }
-    }
-}
-
-// c[i, :] (+)= sum_k a[i, k] b[k, :] for COUNT rows and a panel
-template <typename T, int COUNT>
-static void product(const T *a, int64_t step_i, int64_t step_k, const T *b, int64_t K, T *c, int64_t width, bool add) {
-    using V = Register<T>;
-    constexpr int64_t LANES = REGISTER / sizeof(T);
-    V sum[COUNT][WIDE] = {};
-    for (int64_t k = 0; k < K; ++k, b += PANEL<T>) {
-        V row[WIDE];
-        for (int j = 0; j < WIDE; ++j) row[j] = load<V>(b + j * LANES);
-        for (int i = 0; i < COUNT; ++i) {
-            const T factor = a[i * step_i + k * step_k];
-            for (int j = 0; j < WIDE; ++j) sum[i][j] += factor * row[j];
-        }
-    }
-    for (int i = 0; i < COUNT; ++i)
-        for (int j = 0; j < WIDE; ++j) {
-            T *to = c + i * width + j * LANES;
-            store<V>(to, add ? load<V>(to) + sum[i][j] : sum[i][j]);
-        }
-}
-
-// c (+)= a b: element (i, k) of a is a[i * step_i + k * step_k], b is in panels, and rows of c are filled up to whole ones.
-template <typename T>
-static void multiply(int64_t M, int64_t N, int64_t K, const T *a, int64_t step_i, int64_t step_k, const T *b, T *c,
-                     bool add) {
-    const int64_t width = padded<T>(N);
-    for (int64_t n = 0; n < N; n += PANEL<T>, b += K * PANEL<T>) {
-        int64_t i = 0;
-        for (; i + ROWS <= M; i += ROWS)
-            product<T, ROWS>(a + i * step_i, step_i, step_k, b, K, c + i * width + n, width, add);
-        for (; i < M; ++i) product<T, 1>(a + i * step_i, step_i, step_k, b, K, c + i * width + n, width, add);
-    }
 }
 
 // 2^n, of a whole n.
@@ -129,19 +75,49 @@ template <typename T, typename V, int WIDE> static INLINE Block<T, V, WIDE> expo
     return sum * Row::of([&](int i) { return power_of_two<T>(n.part[i]); });
 }
 
+#ifdef __AVX512F__
+// 1 / (1 + e^-z) to a digit or two, with e^-z = 2^n e^r, n a sixteenth of a whole number: the roots of two from a table, the
+// processor's own power of two, and its estimate of an inverse, which one step corrects.
+static INLINE __m512 logistic(__m512 z) {
+    const auto number = [](float value) { return _mm512_set1_ps(value); };
+    const __m512 roots = _mm512_setr_ps(1, 1.0442737824f, 1.0905077327f, 1.1387886348f, 1.1892071150f, 1.2418578121f,
+                                        1.2968395547f, 1.3542555469f, 1.4142135624f, 1.4768261459f, 1.5422108254f,
+                                        1.6104903319f, 1.6817928305f, 1.7562521604f, 1.8340080864f, 1.9152065614f);
+    const __m512 shift = number(786432);  // its last digit is a sixteenth
+    z = _mm512_min_ps(_mm512_max_ps(z, number(-88)), number(87));
+    const __m512 shifted = _mm512_fnmadd_ps(z, number(1.44269504f), shift), n = _mm512_sub_ps(shifted, shift);
+    const __m512 r = _mm512_fnmadd_ps(n, number(-2.12194440e-4f), _mm512_fnmsub_ps(n, number(0.693359375f), z));
+    const __m512 linear = _mm512_add_ps(r, number(1)), rest = _mm512_fmadd_ps(r, number(1 / 6.0f), number(0.5f));
+    const __m512 power = _mm512_mul_ps(_mm512_fmadd_ps(rest, _mm512_mul_ps(r, r), linear),
+                                       _mm512_permutexvar_ps(_mm512_castps_si512(shifted), roots));
+    const __m512 whole = _mm512_add_ps(_mm512_scalef_ps(power, n), number(1)), inverse = _mm512_rcp14_ps(whole);
+    return _mm512_fmadd_ps(inverse, _mm512_fnmadd_ps(whole, inverse, number(1)), inverse);
+}
+#endif
+
 // The logistic function s of z, and the SiLU's derivatives of both.
 template <typename T, typename V, int WIDE> static INLINE Block<T, V, WIDE> logistic(Block<T, V, WIDE> z) {
+#ifdef __AVX512F__
+    if constexpr (sizeof(T) == 4 && sizeof(V) == 64)
+        return z.of([&](int i) { return (V)logistic((__m512)z.part[i]); });
+#endif
     const auto sum = exponential(z * T(-1)) + T(1);
     return z.of([&](int i) { return T(1) / sum.part[i]; });
 }
 template <typename Row> static INLINE Row first(Row z, Row s) { return s * (z * (s * -1 + 1) + 1); }
 template <typename Row> static INLINE Row second(Row z, Row s) { return s * (s * -1 + 1) * (z * (s * -2 + 1) + 2); }
 
-// The layers and their weights, in panels for one of the two products.
+// What the products of a tile need beside its rows, which are no wider than this.
+template <typename T> struct Space {
+    Memory<T> factor, other;
+    explicit Space(int64_t widest) : factor(packed<T>(TILE, widest)), other(space_of<T>(TILE, widest)) {}
+};
+
+// The layers and their weights, packed for one of the two products.
 template <typename T> struct Layers {
     const DenseChain &chain;
-    std::vector<int64_t> column, weight, panel;  // where each begins, in z a row, in the weights and in the panels
-    Memory<T> panels;
+    std::vector<int64_t> column, weight, place_of_factor;  // where each begins, in z a row, in the weights and in factors
+    Memory<T> factors;
 
     enum Side { FORWARD, BACKWARD };
 
@@ -149,37 +125,40 @@ template <typename T> struct Layers {
         int64_t columns = 0, size = 0, length = 0;
         for (int64_t l = 0; l < chain.layers; ++l) {
             const auto [in, out] = shape(l);
-            column.push_back(columns), weight.push_back(size), panel.push_back(length);
+            column.push_back(columns), weight.push_back(size), place_of_factor.push_back(length);
             columns += out, size += (in + 1) * out;
-            length += side == FORWARD ? in * padded<T>(out) : out * padded<T>(in);
+            length += side == FORWARD ? packed<T>(in, out) : packed<T>(out, in);
         }
-        panels = Memory<T>(length);
+        factors = Memory<T>(length);
         for (int64_t l = 0; l < chain.layers; ++l) {
             const auto [in, out] = shape(l);
-            if (side == FORWARD) pack(p + weight[l], in, out, 1, in, panels.data() + panel[l]);
-            else pack(p + weight[l], out, in, in, 1, panels.data() + panel[l]);
+            if (side == FORWARD) pack(p + weight[l], in, out, 1, in, factors.data() + place_of_factor[l]);
+            else pack(p + weight[l], out, in, in, 1, factors.data() + place_of_factor[l]);
         }
     }
     struct Shape {
         int64_t in, out;
     };
     Shape shape(int64_t l) const { return {chain.widths[l], chain.widths[l + 1]}; }
+    const T *factor(int64_t l) const { return factors.data() + place_of_factor[l]; }
     int64_t place(int64_t l, int64_t row) const { return column[l] * chain.rows + row * chain.widths[l + 1]; }  // in z
     bool skips(int64_t l) const { return chain.skips[l]; }
     int64_t widest() const { return padded<T>(*std::max_element(chain.widths, chain.widths + chain.layers + 1)); }
 
-    // Calls work(first row, rows, buffers, sums) for all tiles: so many buffers for numbers of a tile, and sums by the
+    // Calls work(first row, rows, buffers, space, sums) for all tiles: so many buffers for numbers of a tile, and sums by the
     // weights, which are added up.
     template <typename Work> void tiles(int64_t buffers, int64_t sums, T *total, const Work &work) const {
         const int64_t count = (chain.rows + TILE - 1) / TILE, threads = std::min(chain.threads, std::max(count, int64_t(1)));
         std::vector<Memory<T>> sum(threads);
 #pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
         for (int64_t thread = 0; thread < threads; ++thread) {
+            const Tiles tiles;
+            const Space<T> space(widest());
             Memory<T> memory(buffers * TILE * widest());
             sum[thread] = Memory<T>(sums);
             std::fill_n(sum[thread].data(), sums, T(0));
             for (int64_t tile = thread * count / threads; tile < (thread + 1) * count / threads; ++tile)
-                work(tile * TILE, std::min(TILE, chain.rows - tile * TILE), memory.data(), sum[thread].data());
+                work(tile * TILE, std::min(TILE, chain.rows - tile * TILE), memory.data(), space, sum[thread].data());
         }
         for (int64_t l = 0, from = 0; total && l < chain.layers; ++l) {
             const auto [in, out] = shape(l);
@@ -188,13 +167,14 @@ template <typename T> struct Layers {
             for (const auto &own : sum) {
                 for (int64_t n = 0; n < out; ++n)
                     for (int64_t k = 0; k < in; ++k) total[weight[l] + n * in + k] += own.data()[from + n * width + k];
-                for (int64_t n = 0; n < out; ++n) total[weight[l] + in * out + n] += own.data()[from + out * width + n];
+                for (int64_t n = 0; n < out; ++n) total[weight[l] + in * out + n] += own.data()[from + place_of_bias(l) + n];
             }
             from += size_of_sum(l);
         }
     }
     // Of a layer's weights and bias, while they are summed.
-    int64_t size_of_sum(int64_t l) const { return shape(l).out * padded<T>(shape(l).in) + padded<T>(shape(l).out); }
+    int64_t place_of_bias(int64_t l) const { return rows_of<T>(shape(l).out) * padded<T>(shape(l).in); }
+    int64_t size_of_sum(int64_t l) const { return place_of_bias(l) + padded<T>(shape(l).out); }
     int64_t sums() const {
         int64_t count = 0;
         for (int64_t l = 0; l < chain.layers; ++l) count += size_of_sum(l);
@@ -202,17 +182,28 @@ template <typename T> struct Layers {
     }
 };
 
+// Where a tile's rows are worked on: where they belong, if they fill it as they do a buffer, or else in the buffer.
+template <typename T> static T *whole(int64_t rows, int64_t width, T *place, T *buffer) {
+    return rows == TILE && width == padded<T>(width) ? place : buffer;
+}
+
+// Rows from where they were worked on to where they belong.
+template <typename T> static void deliver(int64_t rows, int64_t width, const T *from, T *to) {
+    for (int64_t e = 0; from != to && e < rows; ++e) copy_row(width, from + e * padded<T>(width), to + e * width);
+}
+
 template <typename T> void dense_chain_forward(const DenseChain &chain, const T *x, const T *p, T *y, T *z) {
     using L = Layers<T>;
     const L layers(chain, p, L::FORWARD);
     const int64_t n = chain.layers, step = TILE * layers.widest();
-    layers.tiles(n, 0, nullptr, [&](int64_t row, int64_t rows, T *memory, T *) {
+    layers.tiles(n, 0, nullptr, [&](int64_t row, int64_t rows, T *memory, const Space<T> &space, T *) {
         for (int64_t l = 0; l < n; ++l) {
             const auto [in, out] = layers.shape(l);
             const int64_t width = padded<T>(out), in_width = l ? padded<T>(in) : in;
             const T *from = l ? memory + (l - 1) * step : x + row * in, *b = p + layers.weight[l] + in * out;
             T *a = memory + l * step;
-            multiply<T>(rows, out, in, from, in_width, 1, layers.panels.data() + layers.panel[l], a, false);
+            if (l == n - 1) a = whole(rows, out, y + row * out, a);
+            multiply<T>(rows, out, in, from, in_width, 1, layers.factor(l), a, false, space.other.data());
             for (int64_t e = 0; e < rows; ++e) {
                 T *own = a + e * width, *kept = z + layers.place(l, row + e);
                 each<T>(out, [=](auto block, int64_t c) {
@@ -221,17 +212,18 @@ template <typename T> void dense_chain_forward(const DenseChain &chain, const T 
                     (value * logistic(value)).put(own + c);
                 });
                 if (layers.skips(l)) add_row(out, l > 1 ? memory + (l - 2) * step + e * width : x + (row + e) * out, own);
-                if (l == n - 1) copy_row(out, own, y + (row + e) * out);
             }
+            if (l == n - 1) deliver(rows, out, a, y + row * out);
         }
     });
 }
 
-// The sums over rows of u[e, n] v[e, k], in panels of v.
+// Adds the sums over rows of u[e, n] v[e, k].
 template <typename T>
-static void outer(int64_t rows, int64_t in, int64_t out, const T *u, const T *v, int64_t v_width, T *panels, T *sum) {
-    pack(v, rows, in, v_width, 1, panels);
-    multiply<T>(out, in, rows, u, 1, padded<T>(out), panels, sum, true);
+static void outer(int64_t rows, int64_t in, int64_t out, const T *u, const T *v, int64_t v_width, const Space<T> &space,
+                  T *sum) {
+    pack(v, rows, in, v_width, 1, space.factor.data());
+    multiply<T>(out, in, rows, u, 1, padded<T>(out), space.factor.data(), sum, true, space.other.data());
 }
 
 // With the derivatives g by y and h by z, if any: those by x, and by the activations or by the weights.
@@ -241,8 +233,8 @@ void dense_chain_backward(const DenseChain &chain, const T *x, const T *z, const
     using L = Layers<T>;
     const L layers(chain, p, L::BACKWARD);
     const int64_t n = chain.layers, step = TILE * layers.widest(), sums = p_out ? layers.sums() : 0;
-    layers.tiles((p_out ? 2 * n : 1) + n + 2, sums, p_out, [&](int64_t row, int64_t rows, T *memory, T *sum) {
-        T *by_as = memory, *panels = by_as + (n + 1) * step, *by_zs = panels + step, *as = by_zs + n * step;
+    layers.tiles((p_out ? 2 * n : 1) + n + 1, sums, p_out, [&](int64_t row, int64_t rows, T *memory, const Space<T> &space, T *sum) {
+        T *by_as = memory, *by_zs = by_as + (n + 1) * step, *as = by_zs + n * step;
         for (int64_t l = 0; p_out && l < n; ++l) {  // the activations, and at by_zs the slopes
             const int64_t out = layers.shape(l).out, width = padded<T>(out);
             for (int64_t e = 0; e < rows; ++e) {
@@ -256,7 +248,10 @@ void dense_chain_backward(const DenseChain &chain, const T *x, const T *z, const
                 if (layers.skips(l)) add_row(out, l > 1 ? as + (l - 2) * step + e * width : x + (row + e) * out, own);
             }
         }
-        for (int64_t e = 0, last = chain.widths[n]; e < rows; ++e) {
+        const int64_t first_width = chain.widths[0], last = chain.widths[n];
+        T *of_x = whole(rows, first_width, x_out + row * first_width, by_as);
+        const T *top = g ? whole(rows, last, g + row * last, (const T *)by_as + n * step) : by_as + n * step;
+        for (int64_t e = 0; top == by_as + n * step && e < rows; ++e) {
             T *to = by_as + n * step + e * padded<T>(last);
             if (g) copy_row(last, g + (row + e) * last, to);
             else std::fill_n(to, last, T(0));
@@ -264,28 +259,29 @@ void dense_chain_backward(const DenseChain &chain, const T *x, const T *z, const
         for (int64_t l = n - 1; l >= 0; --l) {
             const auto [in, out] = layers.shape(l);
             const int64_t width = padded<T>(out), in_width = l ? padded<T>(in) : in;
-            const T *by_a = by_as + (l + 1) * step;
-            T *by_z = by_zs + (p_out ? l * step : 0), *weights = sum;
+            const T *by_a = l == n - 1 ? top : by_as + (l + 1) * step;
+            T *by_in = l ? by_as + l * step : of_x, *by_z = by_zs + (p_out ? l * step : 0), *weights = sum;
             for (int64_t before = 0; p_out && before < l; ++before) weights += layers.size_of_sum(before);
             for (int64_t e = 0; e < rows; ++e) {
                 const int64_t at = layers.place(l, row + e);
                 const T *by = by_a + e * width;
-                T *to = by_z + e * width;
-                if (a_out) copy_row(out, by, a_out + at);
+                T *to = by_z + e * width, *bias = weights + layers.place_of_bias(l);
                 each<T>(out, [=](auto block, int64_t c) {
-                    const auto value = block.at(z + at + c);
-                    (block.at(by + c) * (p_out ? block.at(to + c) : first(value, logistic(value)))).put(to + c);
+                    const auto by_y = block.at(by + c);
+                    if (a_out) by_y.put(a_out + at + c);
+                    auto value = block.at((p_out ? to : z + at) + c);
+                    value = by_y * (p_out ? value : first(value, logistic(value)));
+                    if (h) value = value + block.at(h + at + c);
+                    value.put(to + c);
+                    if (p_out) value.add_to(bias + c);
                 });
-                if (h) add_row(out, h + at, to);
-                if (p_out) add_row(out, to, weights + out * padded<T>(in));
             }
-            multiply<T>(rows, in, out, by_z, width, 1, layers.panels.data() + layers.panel[l], by_as + l * step,
-                        l + 1 < n && layers.skips(l + 1));
-            if (p_out) outer<T>(rows, in, out, by_z, l ? as + (l - 1) * step : x + row * in, in_width, panels, weights);
-            if (layers.skips(l)) copy_row(rows * width, by_a, by_as + (l - 1) * step);
+            multiply<T>(rows, in, out, by_z, width, 1, layers.factor(l), by_in, l + 1 < n && layers.skips(l + 1),
+                        space.other.data());
+            if (p_out) outer<T>(rows, in, out, by_z, l ? as + (l - 1) * step : x + row * in, in_width, space, weights);
+            if (layers.skips(l)) copy_row(rows * width, by_a, l > 1 ? by_as + (l - 1) * step : of_x);
         }
-        for (int64_t e = 0, width = chain.widths[0]; e < rows; ++e)
-            copy_row(width, by_as + e * padded<T>(width), x_out + (row + e) * width);
+        deliver(rows, first_width, of_x, x_out + row * first_width);
     });
 }
 
@@ -296,14 +292,15 @@ void dense_chain_second(const DenseChain &chain, const T *z, const T *p, const T
     using L = Layers<T>;
     const L layers(chain, p, L::FORWARD);
     const int64_t n = chain.layers, step = TILE * layers.widest();
-    layers.tiles(n + 2, layers.sums(), p_out, [&](int64_t row, int64_t rows, T *memory, T *sum) {
-        T *by_z = memory + n * step, *panels = memory + (n + 1) * step;
+    layers.tiles(n + 1, layers.sums(), p_out, [&](int64_t row, int64_t rows, T *memory, const Space<T> &space, T *sum) {
+        T *by_z = memory + n * step;
         for (int64_t l = 0; l < n; ++l) {
             const auto [in, out] = layers.shape(l);
             const int64_t width = padded<T>(out), in_width = l ? padded<T>(in) : in;
             const T *from = l ? memory + (l - 1) * step : k + row * in;
             T *own = memory + l * step;
-            multiply<T>(rows, out, in, from, in_width, 1, layers.panels.data() + layers.panel[l], own, false);
+            if (l == n - 1) own = whole(rows, out, g_out + row * out, own);
+            multiply<T>(rows, out, in, from, in_width, 1, layers.factor(l), own, false, space.other.data());
             for (int64_t e = 0; e < rows; ++e) {
                 const int64_t at = layers.place(l, row + e);
                 T *along = own + e * width, *to = by_z + e * width;
@@ -315,9 +312,9 @@ void dense_chain_second(const DenseChain &chain, const T *z, const T *p, const T
                     (slope * by).put(to + c);
                 });
                 if (layers.skips(l)) add_row(out, l > 1 ? memory + (l - 2) * step + e * width : k + (row + e) * out, along);
-                if (l == n - 1) copy_row(out, along, g_out + (row + e) * out);
             }
-            outer<T>(rows, in, out, by_z, from, in_width, panels, sum);
+            if (l == n - 1) deliver(rows, out, own, g_out + row * out);
+            outer<T>(rows, in, out, by_z, from, in_width, space, sum);
             sum += layers.size_of_sum(l);
         }
     });

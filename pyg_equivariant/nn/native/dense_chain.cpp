@@ -13,19 +13,17 @@
 #include "vectors.h"
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <limits>
 #include <memory>
 #include <type_traits>
 #include <vector>
 
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
-
 namespace kernels {
 
-constexpr int64_t TILE = 128;  // rows at once
+constexpr int64_t TILE = 128;              // rows at once
+constexpr int64_t CACHED = 4 * 1024 * 1024;  // bytes of all layers that may still be at hand when they are read again
 
 // Numbers that begin where vectors do.
 template <typename T> class Memory {
@@ -143,6 +141,7 @@ template <typename T> struct Layers {
     const T *factor(int64_t l) const { return factors.data() + place_of_factor[l]; }
     int64_t place(int64_t l, int64_t row) const { return column[l] * chain.rows + row * chain.widths[l + 1]; }  // in z
     bool skips(int64_t l) const { return chain.skips[l]; }
+    bool is_far() const { return chain.rows * (column.back() + chain.widths[chain.layers]) * int64_t(sizeof(T)) > CACHED; }
     int64_t widest() const { return padded<T>(*std::max_element(chain.widths, chain.widths + chain.layers + 1)); }
 
     // Calls work(first row, rows, buffers, space, sums) for all tiles: so many buffers for numbers of a tile, and sums by the
@@ -159,6 +158,7 @@ template <typename T> struct Layers {
             std::fill_n(sum[thread].data(), sums, T(0));
             for (int64_t tile = thread * count / threads; tile < (thread + 1) * count / threads; ++tile)
                 work(tile * TILE, std::min(TILE, chain.rows - tile * TILE), memory.data(), space, sum[thread].data());
+            std::atomic_thread_fence(std::memory_order_seq_cst);
         }
         for (int64_t l = 0, from = 0; total && l < chain.layers; ++l) {
             const auto [in, out] = shape(l);
@@ -195,6 +195,7 @@ template <typename T> static void deliver(int64_t rows, int64_t width, const T *
 template <typename T> void dense_chain_forward(const DenseChain &chain, const T *x, const T *p, T *y, T *z) {
     using L = Layers<T>;
     const L layers(chain, p, L::FORWARD);
+    const bool far = layers.is_far();
     const int64_t n = chain.layers, step = TILE * layers.widest();
     layers.tiles(n, 0, nullptr, [&](int64_t row, int64_t rows, T *memory, const Space<T> &space, T *) {
         for (int64_t l = 0; l < n; ++l) {
@@ -208,7 +209,7 @@ template <typename T> void dense_chain_forward(const DenseChain &chain, const T 
                 T *own = a + e * width, *kept = z + layers.place(l, row + e);
                 each<T>(out, [=](auto block, int64_t c) {
                     const auto value = block.at(own + c) + block.at(b + c);
-                    value.put(kept + c);
+                    value.put_away(kept + c, far);
                     (value * logistic(value)).put(own + c);
                 });
                 if (layers.skips(l)) add_row(out, l > 1 ? memory + (l - 2) * step + e * width : x + (row + e) * out, own);
@@ -232,6 +233,7 @@ void dense_chain_backward(const DenseChain &chain, const T *x, const T *z, const
                           T *a_out, T *p_out) {
     using L = Layers<T>;
     const L layers(chain, p, L::BACKWARD);
+    const bool far = layers.is_far();
     const int64_t n = chain.layers, step = TILE * layers.widest(), sums = p_out ? layers.sums() : 0;
     layers.tiles((p_out ? 2 * n : 1) + n + 1, sums, p_out, [&](int64_t row, int64_t rows, T *memory, const Space<T> &space, T *sum) {
         T *by_as = memory, *by_zs = by_as + (n + 1) * step, *as = by_zs + n * step;
@@ -268,7 +270,7 @@ void dense_chain_backward(const DenseChain &chain, const T *x, const T *z, const
                 T *to = by_z + e * width, *bias = weights + layers.place_of_bias(l);
                 each<T>(out, [=](auto block, int64_t c) {
                     const auto by_y = block.at(by + c);
-                    if (a_out) by_y.put(a_out + at + c);
+                    if (a_out) by_y.put_away(a_out + at + c, far);
                     auto value = block.at((p_out ? to : z + at) + c);
                     value = by_y * (p_out ? value : first(value, logistic(value)));
                     if (h) value = value + block.at(h + at + c);
@@ -291,6 +293,7 @@ void dense_chain_second(const DenseChain &chain, const T *z, const T *p, const T
                         T *p_out) {
     using L = Layers<T>;
     const L layers(chain, p, L::FORWARD);
+    const bool far = layers.is_far();
     const int64_t n = chain.layers, step = TILE * layers.widest();
     layers.tiles(n + 1, layers.sums(), p_out, [&](int64_t row, int64_t rows, T *memory, const Space<T> &space, T *sum) {
         T *by_z = memory + n * step;
@@ -307,7 +310,7 @@ void dense_chain_second(const DenseChain &chain, const T *z, const T *p, const T
                 each<T>(out, [=](auto block, int64_t c) {
                     const auto value = block.at(z + at + c), s = logistic(value), slope = first(value, s);
                     const auto by = block.at(by_a + at + c), before = block.at(along + c);
-                    (second(value, s) * by * before).put(z_out + at + c);
+                    (second(value, s) * by * before).put_away(z_out + at + c, far);
                     (slope * before).put(along + c);
                     (slope * by).put(to + c);
                 });

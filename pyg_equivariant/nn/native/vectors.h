@@ -5,6 +5,10 @@
 #include <cstdint>
 #include <vector>
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
 #define INLINE inline __attribute__((always_inline))
 
 namespace kernels {
@@ -52,6 +56,19 @@ template <typename T, typename V, int WIDE> struct Block {
         for (int i = 0; i < WIDE; ++i) store<V>(to + i * LANES, part[i]);
     }
     INLINE void add_to(T *to) const { (at(to) + *this).put(to); }
+    // Past the caches, if need be: for what is more than fits into them and read much later. A fence must follow.
+    INLINE void put_away(T *to, bool past) const {
+#ifdef __AVX512F__
+        if constexpr (sizeof(V) == 64)
+            if (past && reinterpret_cast<uintptr_t>(to) % sizeof(V) == 0) {
+#pragma GCC unroll 8
+                for (int i = 0; i < WIDE; ++i)
+                    _mm512_stream_si512(reinterpret_cast<__m512i *>(to + i * LANES), (__m512i)part[i]);
+                return;
+            }
+#endif
+        put(to);
+    }
     INLINE Block operator+(const Block &other) const {
         return of([&](int i) { return part[i] + other.part[i]; });
     }

@@ -38,6 +38,7 @@ template <typename T> static void copy_row(int64_t size, const T *from, T *to) {
 #ifdef TILES
 
 constexpr int64_t SIDE = 16, DEPTH = 32, PARTS = 3, LENGTH = SIDE * DEPTH;  // of a tile
+constexpr int64_t BLOCK = PARTS * 2 * LENGTH;                               // of two tiles' parts
 
 // Whether the system lets this process use them.
 inline bool has_tiles() {
@@ -84,14 +85,16 @@ static INLINE void transpose(__m512i *rows) {
 }
 
 // The matrix of elements (i, k) = from[ALONG ? i * step + k : k * step + i] in parts, filled up with zeros: tiles
-// [i / 16, k / 32, part], each with 16 rows of 16 pairs (k, k + 16), or, on the right of a product, with 16 such pairs
-// of 16 rows.
+// [i / 32, k / 32, part, i / 16 % 2], each with 16 rows of 16 pairs (k, k + 16), or, on the right of a product, with 16 such
+// pairs of 16 rows and the last part first: in the order in which they are read.
 template <bool ALONG, bool LEFT>
 static void split(const float *from, int64_t count, int64_t K, int64_t step, uint16_t *to) {
     const __m512i half = _mm512_set1_epi32(0x8000);
     const auto lanes = [](int64_t n) { return n >= SIDE ? __mmask16(-1) : n <= 0 ? __mmask16(0) : __mmask16((1 << n) - 1); };
+    const int64_t blocks = up_to(K, DEPTH) / DEPTH;
     for (int64_t i = 0; i < count; i += SIDE)
-        for (int64_t k = 0; k < K; k += DEPTH, to += PARTS * LENGTH) {
+        for (int64_t k = 0; k < K; k += DEPTH) {
+            uint16_t *tiles = to + (i / (2 * SIDE) * blocks + k / DEPTH) * BLOCK + i / SIDE % 2 * LENGTH;
             __m512i pairs[PARTS][SIDE];
             const float *block = from + (ALONG ? i * step + k : k * step + i);
             const __mmask16 near = lanes(ALONG ? K - k : count - i), far = ALONG ? lanes(K - k - SIDE) : near;
@@ -113,7 +116,7 @@ static void split(const float *from, int64_t count, int64_t K, int64_t step, uin
             for (int part = 0; part < PARTS; ++part) {
                 if constexpr (ALONG != LEFT) transpose(pairs[part]);
                 for (int row = 0; row < SIDE; ++row)
-                    _mm512_store_si512(to + part * LENGTH + row * DEPTH, pairs[part][row]);
+                    _mm512_store_si512(tiles + (LEFT ? part : PARTS - 1 - part) * 2 * LENGTH + row * DEPTH, pairs[part][row]);
             }
         }
 }
@@ -121,7 +124,7 @@ static void split(const float *from, int64_t count, int64_t K, int64_t step, uin
 // Two tiles by two of c (+)= a b, or one by two.
 template <int TALL>
 static void tile_product(int64_t blocks, const uint16_t *a, const uint16_t *b, float *c, int64_t width, bool add) {
-    const int64_t next = blocks * PARTS * LENGTH, bytes = width * sizeof(float);
+    const int64_t bytes = width * sizeof(float);
     float *low = c + SIDE * width;
     asm volatile("" ::: "memory");  // what a and b have is written
     if (add) {
@@ -138,12 +141,12 @@ static void tile_product(int64_t blocks, const uint16_t *a, const uint16_t *b, f
         _tile_zero(3);
     }
     const auto left = [&](int part) {
-        _tile_loadd(4, a + part * LENGTH, 64);
-        if (TALL == 2) _tile_loadd(5, a + next + part * LENGTH, 64);
+        _tile_loadd(4, a + part * 2 * LENGTH, 64);
+        if (TALL == 2) _tile_loadd(5, a + (part * 2 + 1) * LENGTH, 64);
     };
     const auto right = [&](int part) {
-        _tile_loadd(6, b + part * LENGTH, 64);
-        _tile_loadd(7, b + next + part * LENGTH, 64);
+        _tile_loadd(6, b + (PARTS - 1 - part) * 2 * LENGTH, 64);
+        _tile_loadd(7, b + ((PARTS - 1 - part) * 2 + 1) * LENGTH, 64);
     };
     const auto multiply = [] {
         _tile_dpbf16ps(0, 4, 6);
@@ -153,7 +156,7 @@ static void tile_product(int64_t blocks, const uint16_t *a, const uint16_t *b, f
             _tile_dpbf16ps(3, 5, 7);
         }
     };
-    for (int64_t k = 0; k < blocks; ++k, a += PARTS * LENGTH, b += PARTS * LENGTH) {
+    for (int64_t k = 0; k < blocks; ++k, a += BLOCK, b += BLOCK) {
         left(0), right(2), multiply();
         right(1), multiply();
         left(1), multiply();
@@ -216,10 +219,9 @@ static void pack(const T *from, int64_t K, int64_t N, int64_t step_k, int64_t st
     if constexpr (sizeof(T) == 4) {
         if (in_tiles<T>()) {
             auto *tiles = reinterpret_cast<uint16_t *>(to);
+            if (N < padded<T>(N)) std::fill_n(to, packed<T>(K, N), T(0));
             if (step_k == 1) split<true, false>(from, N, K, step_n, tiles);
             else split<false, false>(from, N, K, step_k, tiles);
-            const int64_t size = split_size(padded<T>(N), K), filled = up_to(N, SIDE) * up_to(K, DEPTH) * PARTS / 2;
-            std::fill(to + filled, to + size, T(0));
             return;
         }
     }
@@ -252,14 +254,14 @@ static void multiply(int64_t M, int64_t N, int64_t K, const T *a, int64_t step_i
         if (in_tiles<T>()) {
             auto *left = reinterpret_cast<uint16_t *>(space);
             const auto *right = reinterpret_cast<const uint16_t *>(b);
-            const int64_t blocks = up_to(K, DEPTH) / DEPTH, row = blocks * PARTS * LENGTH;
+            const int64_t blocks = up_to(K, DEPTH) / DEPTH, row = blocks * BLOCK;
             if (step_k == 1) split<true, true>(a, M, K, step_i, left);
             else split<false, true>(a, M, K, step_k, left);
-            for (int64_t n = 0; n < width; n += 2 * SIDE, right += 2 * row) {
+            for (int64_t n = 0; n < width; n += 2 * SIDE, right += row) {
                 int64_t i = 0;
                 for (; i + SIDE < M; i += 2 * SIDE)
-                    tile_product<2>(blocks, left + i / SIDE * row, right, c + i * width + n, width, add);
-                if (i < M) tile_product<1>(blocks, left + i / SIDE * row, right, c + i * width + n, width, add);
+                    tile_product<2>(blocks, left + i / (2 * SIDE) * row, right, c + i * width + n, width, add);
+                if (i < M) tile_product<1>(blocks, left + i / (2 * SIDE) * row, right, c + i * width + n, width, add);
             }
             return;
         }

@@ -17,11 +17,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.transforms import Bbox
 
 from benchmarks.results import record
 from pyg_equivariant import models
@@ -225,7 +227,7 @@ def draw(data: Data, rows: list[dict[str, Any]], file: Path) -> None:
     """Error on the validation set against time, and on the test set against the cost of a step."""
     quantity = _ranked(data)
     symbol, unit = data.errors[quantity].split(", ")
-    figure = Figure(figsize=(11, 6), layout="constrained")
+    figure = Figure(figsize=(11, 6), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2)
     for place, row in enumerate(rows):
         style = {"color": f"C{place % 10}", "linestyle": "-" if place < 10 else "--"}
@@ -233,7 +235,6 @@ def draw(data: Data, rows: list[dict[str, Any]], file: Path) -> None:
         seconds, error = [entry["seconds"] for entry in curve], [entry[f"val/{quantity}_mae"] for entry in curve]
         left.plot(seconds, error, linewidth=1, label=f"{row['name']}  {point[1]:.1f}", **style)
         right.plot(*point, "o", markersize=5, color=style["color"])
-        right.annotate(row["name"], point, (4, 2 if place % 2 else -7), textcoords="offset points", fontsize=7)
     left.set(xlabel="seconds of training", ylabel=f"MAE of {symbol} (validation), {unit}", yscale="log")
     left.set_ylim(top=5 * _mae(rows[-1], quantity))  # the first steps of some are far out
     right.set(xlabel=f"ms a step of {data.step}", ylabel=f"MAE of {symbol} (test), {unit}", xscale="log", yscale="log")
@@ -246,7 +247,27 @@ def draw(data: Data, rows: list[dict[str, Any]], file: Path) -> None:
         axis.grid(alpha=0.3)
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
-    figure.savefig(file, dpi=150)
+    _name_points(right, {row["name"]: (_milliseconds(row), _mae(row, quantity)) for row in rows})
+    figure.savefig(file)
+
+
+def _name_points(axes: Axes, points: dict[str, tuple[float, float]]) -> None:
+    """Writes each name beside its point, within the axes and where it covers no other one, if there is such a place."""
+    cast("Figure", axes.figure).draw_without_rendering()
+    taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in axes.transData.transform(list(points.values()))]
+    for name, point in points.items():
+        for x, y in ((4, 2), (4, -7), (-4, 2), (-4, -7), (0, -10), (0, 5)):
+            side = "left" if x > 0 else "right" if x < 0 else "center"
+            label = axes.annotate(name, point, (x, y), textcoords="offset points", fontsize=7, ha=side)
+            label.set_in_layout(False)
+            box = label.get_window_extent()
+            if box.count_overlaps(taken) == 0 and axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1:
+                break
+            label.remove()
+        else:
+            label = axes.annotate(name, point, (4, 2), textcoords="offset points", fontsize=7)
+            box = label.get_window_extent()
+        taken.append(box.padded(3))
 
 
 def show(data: Data, folder: Path) -> None:

@@ -46,7 +46,7 @@ _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 def kernels() -> bool:
     """Whether there are kernels: not, after a warning, where no compiler can make them.
 
-    Compiling takes some ten seconds, once for a machine: the library is kept in the user's cache folder.
+    Compiling takes ten to twenty seconds, once for a machine: the library is kept in the user's cache folder.
     """
     candidates = [shlex.split(os.environ.get("CXX", "")), ["g++"], ["clang++"], ["c++"]]
     compiler = next((command for command in candidates if command and shutil.which(command[0])), None)

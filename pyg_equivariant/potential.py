@@ -17,7 +17,7 @@ from torch_geometric.data import Data
 
 from pyg_equivariant.heads import EnergyHead, Head
 from pyg_equivariant.models.base import Representation
-from pyg_equivariant.nn.compiler import inductor_options, register_rules
+from pyg_equivariant.nn.compiler import inductor_options, register_rules, warm_up
 from pyg_equivariant.nn.configurable import Configurable, build, describe
 from pyg_equivariant.nn.conv import segment_sum
 from pyg_equivariant.nn.embedding import MAX_Z
@@ -221,13 +221,16 @@ class Predictor(Configurable):
             )
         register_rules()
         told = {"fullgraph": True, "dynamic": True, **options}
-        if told.get("backend", "inductor") == "inductor" and "mode" not in told:
+        is_inductor = told.get("backend", "inductor") == "inductor"
+        if is_inductor and "mode" not in told:
             told["options"] = inductor_options() | told.get("options", {})
         compiled = torch.compile(self.derive, **told)
 
         settings = torch._dynamo.config.patch(trace_autograd_ops=True, specialize_float=True)
 
         def step(*args: Any, **kwargs: Any) -> Prediction:
+            if is_inductor:
+                warm_up()
             with settings:
                 return compiled(*args, **kwargs)
 

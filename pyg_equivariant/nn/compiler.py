@@ -1,6 +1,8 @@
 """What the compiler is told: hints that change no value."""
 
+import contextlib
 import functools
+from threading import Thread
 from typing import Any
 
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor
 
 from pyg_equivariant.nn.native import DECOMPOSITIONS
 
-__all__ = ["inductor_options", "register_rules", "stored"]
+__all__ = ["inductor_options", "register_rules", "stored", "warm_up"]
 
 
 @torch.library.custom_op("pyg_equivariant::stored", mutates_args=())
@@ -62,3 +64,27 @@ def inductor_options() -> dict[str, Any]:
     from pyg_equivariant.nn.partition import Partition
 
     return {"custom_partitioner_fn": Partition()}
+
+
+_NOTHING = """#include <torch/csrc/inductor/cpp_prefix.h>
+extern "C" void kernel(const float* x) {}
+"""
+
+
+def _compile_nothing() -> None:
+    from torch._inductor.async_compile import AsyncCompile
+
+    with contextlib.suppress(Exception):  # the compiler says it itself, with its reason, when it gets there
+        AsyncCompile().cpp_pybinding(["const float*"], _NOTHING)
+
+
+@functools.cache
+def warm_up() -> Thread:
+    """Begins in the background, once a process, what the compiler would stop for before its first kernel.
+
+    It compiles and loads small programs to learn which vectors the processor has, and compiles the header of all
+    kernels. Meanwhile the step is traced, which takes a single core.
+    """
+    thread = Thread(target=_compile_nothing, name="compiler's warm-up", daemon=True)
+    thread.start()
+    return thread

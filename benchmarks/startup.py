@@ -98,7 +98,8 @@ def compiling(model: str) -> dict[str, dict[str, float]]:
     result = {}
     with tempfile.TemporaryDirectory() as cache:
         for name, mode in (("eager", "eager"), ("compiled", "compiled"), ("compiled, from the cache", "compiled")):
-            _, processor, output = run(COMPILE.format(model=model, mode=mode), TORCHINDUCTOR_CACHE_DIR=cache, TMPDIR=cache)
+            folders = {"TORCHINDUCTOR_CACHE_DIR": cache, "TMPDIR": cache}
+            _, processor, output = run(COMPILE.format(model=model, mode=mode), **folders)
             first = round(float(output.split()[-1]), 2)
             result[name] = {"first_step_seconds": first, "process_processor_seconds": round(processor, 2)}
     return result

@@ -19,7 +19,7 @@ def test_warm_up_leaves_nothing_to_wait_for() -> None:
     thread.join()
     assert [each.cache_info().currsize for each in learned] == [1, 1]
 
-    kernel = "#include <torch/csrc/inductor/cpp_prefix.h>\n" 'extern "C" void kernel(float* x) { x[0] = 2; }'
+    kernel = '#include <torch/csrc/inductor/cpp_prefix.h>\nextern "C" void kernel(float* x) { x[0] = 2; }'
     run = async_compile.AsyncCompile().cpp_pybinding(["float*"], kernel)
     x = torch.zeros(1)
     (run.result() if hasattr(run, "result") else run)(x)

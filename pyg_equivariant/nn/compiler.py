@@ -1,4 +1,4 @@
-"""What the compiler is told: hints that change no value."""
+"""What the compiler is told, hints that change no value, and what it begins while a step is traced."""
 
 import contextlib
 import functools

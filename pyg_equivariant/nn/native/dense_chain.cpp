@@ -5,8 +5,8 @@
 //     z_l = W_l a_{l-1} + b_l,     a_l = s(z_l) + (a_{l-2} if the layer skips),     y = a_n
 //
 // Some rows are led through all layers before the next ones, so that nothing but what is kept leaves the processor's
-// cache. The z of all rows of a layer are followed by those of the next layer, and so are the derivatives by them. Threads
-// divide the rows.
+// cache. Two sets of rows take turns: while those of one are multiplied, the other's next factors are prepared. The z of all
+// rows of a layer are followed by those of the next layer, and so are the derivatives by them. Threads divide the rows.
 
 #include "kernels.h"
 #include "products.h"
@@ -22,7 +22,6 @@
 
 namespace kernels {
 
-constexpr int64_t TILE = 128;              // rows at once
 constexpr int64_t CACHED = 4 * 1024 * 1024;  // bytes of all layers that may still be at hand when they are read again
 
 // Numbers that begin where vectors do.
@@ -33,8 +32,9 @@ template <typename T> class Memory {
     std::unique_ptr<Line[]> lines;
 
 public:
-    explicit Memory(int64_t size = 0) : lines(new Line[(size * sizeof(T) + 63) / 64]) {}
-    T *data() const { return lines[0].values; }
+    Memory() = default;
+    explicit Memory(int64_t size) : lines(new Line[(size * sizeof(T) + 63) / 64]) {}
+    T *data() const { return lines ? lines[0].values : nullptr; }
 };
 
 template <typename T> static void add_row(int64_t size, const T *from, T *to) {
@@ -75,29 +75,47 @@ template <typename T, typename V, int WIDE> static INLINE Block<T, V, WIDE> expo
 
 #ifdef __AVX512F__
 // 1 / (1 + e^-z) to a digit or two, with e^-z = 2^n e^r, n a sixteenth of a whole number: the roots of two from a table, the
-// processor's own power of two, and its estimate of an inverse, which one step corrects.
-static INLINE __m512 logistic(__m512 z) {
+// processor's own power of two, and its estimate of an inverse, which one step corrects. Step by step for all vectors, so
+// that none waits for its own last step.
+template <int COUNT> static INLINE void logistic(__m512 (&z)[COUNT]) {
     const auto number = [](float value) { return _mm512_set1_ps(value); };
     const __m512 roots = _mm512_setr_ps(1, 1.0442737824f, 1.0905077327f, 1.1387886348f, 1.1892071150f, 1.2418578121f,
                                         1.2968395547f, 1.3542555469f, 1.4142135624f, 1.4768261459f, 1.5422108254f,
                                         1.6104903319f, 1.6817928305f, 1.7562521604f, 1.8340080864f, 1.9152065614f);
     const __m512 shift = number(786432);  // its last digit is a sixteenth
-    z = _mm512_min_ps(_mm512_max_ps(z, number(-88)), number(87));
-    const __m512 shifted = _mm512_fnmadd_ps(z, number(1.44269504f), shift), n = _mm512_sub_ps(shifted, shift);
-    const __m512 r = _mm512_fnmadd_ps(n, number(-2.12194440e-4f), _mm512_fnmsub_ps(n, number(0.693359375f), z));
-    const __m512 linear = _mm512_add_ps(r, number(1)), rest = _mm512_fmadd_ps(r, number(1 / 6.0f), number(0.5f));
-    const __m512 power = _mm512_mul_ps(_mm512_fmadd_ps(rest, _mm512_mul_ps(r, r), linear),
-                                       _mm512_permutexvar_ps(_mm512_castps_si512(shifted), roots));
-    const __m512 whole = _mm512_add_ps(_mm512_scalef_ps(power, n), number(1)), inverse = _mm512_rcp14_ps(whole);
-    return _mm512_fmadd_ps(inverse, _mm512_fnmadd_ps(whole, inverse, number(1)), inverse);
+    __m512 shifted[COUNT], n[COUNT], r[COUNT], power[COUNT];
+#define EACH _Pragma("GCC unroll 8") for (int i = 0; i < COUNT; ++i)
+    EACH z[i] = _mm512_max_ps(z[i], number(-88));
+    EACH z[i] = _mm512_min_ps(z[i], number(87));
+    EACH shifted[i] = _mm512_fnmadd_ps(z[i], number(1.44269504f), shift);
+    EACH n[i] = _mm512_sub_ps(shifted[i], shift);
+    EACH r[i] = _mm512_fnmsub_ps(n[i], number(0.693359375f), z[i]);
+    EACH r[i] = _mm512_fnmadd_ps(n[i], number(-2.12194440e-4f), r[i]);
+    EACH power[i] = _mm512_fmadd_ps(r[i], number(1 / 6.0f), number(0.5f));
+    EACH z[i] = _mm512_mul_ps(r[i], r[i]);
+    EACH r[i] = _mm512_add_ps(r[i], number(1));
+    EACH power[i] = _mm512_fmadd_ps(power[i], z[i], r[i]);
+    EACH r[i] = _mm512_permutexvar_ps(_mm512_castps_si512(shifted[i]), roots);
+    EACH power[i] = _mm512_mul_ps(power[i], r[i]);
+    EACH power[i] = _mm512_scalef_ps(power[i], n[i]);
+    EACH power[i] = _mm512_add_ps(power[i], number(1));
+    EACH z[i] = _mm512_rcp14_ps(power[i]);
+    EACH r[i] = _mm512_fnmadd_ps(power[i], z[i], number(1));
+    EACH z[i] = _mm512_fmadd_ps(z[i], r[i], z[i]);
+#undef EACH
 }
 #endif
 
 // The logistic function s of z, and the SiLU's derivatives of both.
 template <typename T, typename V, int WIDE> static INLINE Block<T, V, WIDE> logistic(Block<T, V, WIDE> z) {
 #ifdef __AVX512F__
-    if constexpr (sizeof(T) == 4 && sizeof(V) == 64)
-        return z.of([&](int i) { return (V)logistic((__m512)z.part[i]); });
+    if constexpr (sizeof(T) == 4 && sizeof(V) == 64) {
+        __m512 values[WIDE];
+#pragma GCC unroll 8
+        for (int i = 0; i < WIDE; ++i) values[i] = (__m512)z.part[i];
+        logistic(values);
+        return z.of([&](int i) { return (V)values[i]; });
+    }
 #endif
     const auto sum = exponential(z * T(-1)) + T(1);
     return z.of([&](int i) { return T(1) / sum.part[i]; });
@@ -105,221 +123,470 @@ template <typename T, typename V, int WIDE> static INLINE Block<T, V, WIDE> logi
 template <typename Row> static INLINE Row first(Row z, Row s) { return s * (z * (s * -1 + 1) + 1); }
 template <typename Row> static INLINE Row second(Row z, Row s) { return s * (s * -1 + 1) * (z * (s * -2 + 1) + 2); }
 
-// What the products of a tile need beside its rows, which are no wider than this.
-template <typename T> struct Space {
-    Memory<T> factor, other;
-    explicit Space(int64_t widest) : factor(packed<T>(TILE, widest)), other(space_of<T>(TILE, widest)) {}
-};
-
-// The layers and their weights, packed for one of the two products.
-template <typename T> struct Layers {
+// The layers and their weights, packed for one of the two products. Widths are filled up.
+template <typename Form> struct Layers {
+    using T = typename Form::Number;
     const DenseChain &chain;
-    std::vector<int64_t> column, weight, place_of_factor;  // where each begins, in z a row, in the weights and in factors
-    Memory<T> factors;
+    std::vector<int64_t> column, weight, place_of_factor, place_of_sum;  // where each begins: in z a row, in p, packed, in sums
+    const int64_t widest;
+    Memory<T> factors, biases;
+    bool is_far;
 
     enum Side { FORWARD, BACKWARD };
 
-    Layers(const DenseChain &chain, const T *p, Side side) : chain(chain) {
-        int64_t columns = 0, size = 0, length = 0;
+    Layers(const DenseChain &chain, const T *p, Side side)
+        : chain(chain), widest(padded<T>(*std::max_element(chain.widths, chain.widths + chain.layers + 1))) {
+        int64_t columns = 0, size = 0, length = 0, sums = 0;
         for (int64_t l = 0; l < chain.layers; ++l) {
-            const auto [in, out] = shape(l);
-            column.push_back(columns), weight.push_back(size), place_of_factor.push_back(length);
-            columns += out, size += (in + 1) * out;
-            length += side == FORWARD ? packed<T>(in, out) : packed<T>(out, in);
+            const int64_t in = chain.widths[l], out = chain.widths[l + 1];
+            column.push_back(columns), weight.push_back(size), place_of_factor.push_back(length), place_of_sum.push_back(sums);
+            columns += out, size += (in + 1) * out, length += Form::size(width(l), width(l + 1));
+            sums += (width(l) + 1) * width(l + 1);
         }
-        factors = Memory<T>(length);
+        place_of_sum.push_back(sums);
+        factors = Memory<T>(length), biases = Memory<T>((chain.layers + 1) * widest);
+        std::fill_n(biases.data(), (chain.layers + 1) * widest, T(0));
         for (int64_t l = 0; l < chain.layers; ++l) {
-            const auto [in, out] = shape(l);
-            if (side == FORWARD) pack(p + weight[l], in, out, 1, in, factors.data() + place_of_factor[l]);
-            else pack(p + weight[l], out, in, in, 1, factors.data() + place_of_factor[l]);
+            const int64_t in = chain.widths[l], out = chain.widths[l + 1];
+            if (side == FORWARD) Form::pack(p + weight[l], in, out, 1, in, factors.data() + place_of_factor[l]);
+            else Form::pack(p + weight[l], out, in, in, 1, factors.data() + place_of_factor[l]);
+            std::copy_n(p + weight[l] + in * out, out, biases.data() + l * widest);
         }
+        is_far = chain.rows * columns * int64_t(sizeof(T)) > CACHED;
     }
-    struct Shape {
-        int64_t in, out;
-    };
-    Shape shape(int64_t l) const { return {chain.widths[l], chain.widths[l + 1]}; }
+    int64_t count() const { return chain.layers; }
+    int64_t width(int64_t place) const { return padded<T>(chain.widths[place]); }
     const T *factor(int64_t l) const { return factors.data() + place_of_factor[l]; }
+    const T *bias(int64_t l) const { return biases.data() + l * widest; }
+    const T *zeros() const { return bias(count()); }
     int64_t place(int64_t l, int64_t row) const { return column[l] * chain.rows + row * chain.widths[l + 1]; }  // in z
-    bool skips(int64_t l) const { return chain.skips[l]; }
-    bool is_far() const { return chain.rows * (column.back() + chain.widths[chain.layers]) * int64_t(sizeof(T)) > CACHED; }
-    int64_t widest() const { return padded<T>(*std::max_element(chain.widths, chain.widths + chain.layers + 1)); }
+    bool skips(int64_t l) const { return l < chain.layers && chain.skips[l]; }
+    int64_t place_of_bias(int64_t l) const { return place_of_sum[l] + width(l) * width(l + 1); }
 
-    // Calls work(first row, rows, buffers, space, sums) for all tiles: so many buffers for numbers of a tile, and sums by the
-    // weights, which are added up.
-    template <typename Work> void tiles(int64_t buffers, int64_t sums, T *total, const Work &work) const {
-        const int64_t count = (chain.rows + TILE - 1) / TILE, threads = std::min(chain.threads, std::max(count, int64_t(1)));
-        std::vector<Memory<T>> sum(threads);
+    // Leads all tiles through what make(sums) makes for two sets of rows; the sums by the weights are added up, if any.
+    template <typename Make> void run(T *total, const Make &make) const {
+        const int64_t count = up_to(chain.rows, Form::MOST) / Form::MOST;
+        const int64_t threads = std::min(chain.threads, std::max(count, int64_t(1)));
+        std::vector<Memory<T>> sums(threads);
 #pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
         for (int64_t thread = 0; thread < threads; ++thread) {
             const Tiles tiles;
-            const Space<T> space(widest());
-            Memory<T> memory(buffers * TILE * widest());
-            sum[thread] = Memory<T>(sums);
-            std::fill_n(sum[thread].data(), sums, T(0));
-            for (int64_t tile = thread * count / threads; tile < (thread + 1) * count / threads; ++tile)
-                work(tile * TILE, std::min(TILE, chain.rows - tile * TILE), memory.data(), space, sum[thread].data());
+            const int64_t size = total ? place_of_sum.back() : 0;
+            sums[thread] = Memory<T>(size);
+            std::fill_n(sums[thread].data(), size, T(0));
+            auto first = make(sums[thread].data()), second = make(sums[thread].data());
+            take_turns(first, second, thread * count / threads, (thread + 1) * count / threads);
             std::atomic_thread_fence(std::memory_order_seq_cst);
         }
-        for (int64_t l = 0, from = 0; total && l < chain.layers; ++l) {
-            const auto [in, out] = shape(l);
-            const int64_t width = padded<T>(in);
+        for (int64_t l = 0; total && l < chain.layers; ++l) {
+            const int64_t in = chain.widths[l], out = chain.widths[l + 1];
             std::fill(total + weight[l], total + weight[l] + (in + 1) * out, T(0));
-            for (const auto &own : sum) {
-                for (int64_t n = 0; n < out; ++n)
-                    for (int64_t k = 0; k < in; ++k) total[weight[l] + n * in + k] += own.data()[from + n * width + k];
-                for (int64_t n = 0; n < out; ++n) total[weight[l] + in * out + n] += own.data()[from + place_of_bias(l) + n];
+            for (const auto &own : sums) {
+                const T *by_weight = own.data() + place_of_sum[l], *by_bias = own.data() + place_of_bias(l);
+                for (int64_t n = 0; n < out; ++n) add_row(in, by_weight + n * width(l), total + weight[l] + n * in);
+                add_row(out, by_bias, total + weight[l] + in * out);
             }
-            from += size_of_sum(l);
         }
-    }
-    // Of a layer's weights and bias, while they are summed.
-    int64_t place_of_bias(int64_t l) const { return rows_of<T>(shape(l).out) * padded<T>(shape(l).in); }
-    int64_t size_of_sum(int64_t l) const { return place_of_bias(l) + padded<T>(shape(l).out); }
-    int64_t sums() const {
-        int64_t count = 0;
-        for (int64_t l = 0; l < chain.layers; ++l) count += size_of_sum(l);
-        return count;
     }
 };
 
-// Where a tile's rows are worked on: where they belong, if they fill it as they do a buffer, or else in the buffer.
-template <typename T> static T *whole(int64_t rows, int64_t width, T *place, T *buffer) {
-    return rows == TILE && width == padded<T>(width) ? place : buffer;
+// A set of rows on its way through the stages of its products: what the pieces of a stage prepare is multiplied. What is left
+// after the last product are pieces, too.
+template <typename Work> class Turn {
+    Work &work;
+    int64_t tile, end, stage = 0, piece = 0, count = 0;
+    bool is_prepared = false;
+
+    void begin() {
+        if (tile >= end) return;
+        work.open(tile);
+        stage = piece = 0, count = work.begin(0);
+    }
+    void go_on() {
+        if (piece < count) return;
+        work.close(stage);
+        if (stage < work.products) {
+            is_prepared = true;
+        } else {
+            tile += 2;
+            begin();
+        }
+    }
+
+public:
+    Turn(Work &work, int64_t first, int64_t end) : work(work), tile(first), end(end) { begin(); }
+    bool is_over() const { return tile >= end; }
+    bool waits() const { return is_prepared || is_over(); }
+    int64_t pieces() const {
+        return waits() ? 0 : count - piece + (stage == work.products && tile + 2 < end ? work.pieces(0) : 0);
+    }
+    // At most so many, of one stage.
+    __attribute__((noinline)) void do_pieces(int64_t number) {
+        const int64_t now = stage, last = std::min(count, piece + number);
+        for (int64_t i = piece; i < last; ++i) work.piece(now, i);
+        piece = last;
+        go_on();
+    }
+    int64_t steps() const { return work.steps(stage); }
+    template <typename Meanwhile> void multiply(Meanwhile &meanwhile) {
+        work.multiply(stage, meanwhile);
+        is_prepared = false;
+        ++stage, piece = 0, count = work.begin(stage);
+        go_on();
+    }
+};
+
+// The pieces of one set of rows, spread over the steps of a product of the other one.
+template <typename Turn> class Meanwhile {
+    Turn &turn;
+    int64_t pieces, steps, owed = 0;
+
+public:
+    Meanwhile(Turn &turn, int64_t steps) : turn(turn), pieces(turn.pieces()), steps(steps) {}
+    INLINE void operator()() {
+        for (owed += pieces; owed >= steps && !turn.waits(); owed -= steps) turn.do_pieces(1);
+    }
+    ~Meanwhile() {
+        while (!turn.waits()) turn.do_pieces(pieces);
+    }
+};
+
+template <typename Work> static void take_turns(Work &first, Work &second, int64_t from, int64_t to) {
+    Turn<Work> one(first, from, to), other(second, from + 1, to), *now = &one, *next = &other;
+    while (!one.waits()) one.do_pieces(one.pieces());
+    for (; !one.is_over() || !other.is_over(); std::swap(now, next)) {
+        Meanwhile<Turn<Work>> meanwhile(*next, now->is_over() ? 1 : now->steps());
+        if (!now->is_over()) now->multiply(meanwhile);
+    }
 }
 
-// Rows from where they were worked on to where they belong.
-template <typename T> static void deliver(int64_t rows, int64_t width, const T *from, T *to) {
-    for (int64_t e = 0; from != to && e < rows; ++e) copy_row(width, from + e * padded<T>(width), to + e * width);
+// Some rows of a matrix, or, where these do not fill vectors, a copy of them that zeros fill up.
+template <typename Form, typename T> class Window {
+    using Number = typename Form::Number;
+    Memory<Number> copy;
+    T *place = nullptr;
+    int64_t rows = 0, width = 0;
+
+public:
+    T *at = nullptr;
+
+    // From the place of the first of these rows on.
+    void open(T *first, int64_t count, int64_t wide, int64_t most) {
+        place = first, rows = count, width = wide;
+        if (is_whole()) {
+            at = place;
+            return;
+        }
+        if (!copy.data()) copy = Memory<Number>(most);
+        at = copy.data();
+        if constexpr (std::is_const_v<T>) {
+            std::fill_n(copy.data(), up_to(rows, Form::HEIGHT) * padded<Number>(width), Number(0));
+            for (int64_t e = 0; e < rows; ++e) copy_row(width, place + e * width, copy.data() + e * padded<Number>(width));
+        }
+    }
+    bool is_whole() const { return rows % Form::HEIGHT == 0 && width == padded<Number>(width); }
+    void close() {
+        for (int64_t e = 0; !is_whole() && e < rows; ++e) copy_row(width, at + e * padded<Number>(width), place + e * width);
+    }
+};
+
+// What the ways through the layers share. Of the outcomes of every other layer, those that a skip adds later are kept.
+template <typename Form> struct Way {
+    using T = typename Form::Number;
+    using In = Window<Form, const T>;
+    using Out = Window<Form, T>;
+    const Layers<Form> &layers;
+    const int64_t n, widest, most;
+    int64_t row = 0, given = 0, rows = 0;  // of the tile, and how many these are when they are filled up
+    int64_t width = 0, count = 0;          // of a stage's first numbers, and their pieces
+    const T *added = nullptr;              // what a skip adds to these
+    T *keeps = nullptr;                    // and where they are kept for another one
+    Memory<T> product, left, kept[2];
+
+    explicit Way(const Layers<Form> &layers)
+        : layers(layers), n(layers.count()), widest(layers.widest), most(Form::MOST * widest), product(most),
+          left(Form::size(Form::MOST, widest)), kept{Memory<T>(most), Memory<T>(most)} {}
+    void open(int64_t tile) {
+        row = tile * Form::MOST, given = std::min(Form::MOST, layers.chain.rows - row), rows = up_to(given, Form::HEIGHT);
+    }
+    // A matrix of all rows, or the part of a layer.
+    template <typename W, typename P> void open_rows(W &window, P *matrix, int64_t place) const {
+        const int64_t width = layers.chain.widths[place];
+        window.open(matrix + row * width, given, width, most);
+    }
+    template <typename W, typename P> void open_layer(W &window, P *matrix, int64_t l) const {
+        window.open(matrix + layers.place(l, row), given, layers.chain.widths[l + 1], most);
+    }
+    int64_t pieces_of(int64_t place) const { return Form::pieces(rows, layers.width(place)); }
+    // Of the layer's outcome, or what belongs to it, as a skip adds them and as another one will need them.
+    void begin(int64_t place, bool adds, bool keep) {
+        width = layers.width(place), count = pieces_of(place);
+        added = adds ? kept[place & 1].data() : nullptr, keeps = keep ? kept[place & 1].data() : nullptr;
+    }
+    template <typename Row> INLINE Row skip(Row row, typename Form::Place at) const {
+        if (added) row = row + Form::read(added, width, at);
+        if (keeps) Form::write(keeps, width, at, row);
+        return row;
+    }
+};
+
+template <typename Form> struct Forward : Way<Form> {
+    using T = typename Form::Number;
+    using Way<Form>::layers, Way<Form>::n, Way<Form>::rows, Way<Form>::width;
+    const int64_t products = n;
+    const T *x;
+    T *y, *z;
+    const T *bias = nullptr;
+    bool past = false;
+    typename Way<Form>::In of_x;
+    typename Way<Form>::Out of_y, of_z;
+
+    Forward(const Layers<Form> &layers, const T *x, T *y, T *z) : Way<Form>(layers), x(x), y(y), z(z) {}
+    void open(int64_t tile) {
+        Way<Form>::open(tile);
+        this->open_rows(of_x, x, 0);
+        this->open_rows(of_y, y, n);
+    }
+    // Stage l begins with the outcome of the layer before, or x.
+    int64_t begin(int64_t l) {
+        if (l) {
+            this->open_layer(of_z, z, l - 1);
+            past = layers.is_far && of_z.is_whole(), bias = layers.bias(l - 1);
+        }
+        Way<Form>::begin(l, l && layers.skips(l - 1), layers.skips(l + 1));
+        return this->count;
+    }
+    int64_t pieces(int64_t l) const { return this->pieces_of(l); }
+    INLINE void piece(int64_t l, int64_t i) {
+        const auto at = Form::place(i, width);
+        auto a = Form::read(l ? this->product.data() : of_x.at, width, at);
+        if (l) {
+            a = a + Form::read(bias, 0, at);
+            Form::write(of_z.at, width, at, a, past);
+            a = a * logistic(a);
+        }
+        a = this->skip(a, at);
+        if (l == n) Form::write(of_y.at, width, at, a);
+        else Form::put(a, at, rows, width, this->left.data(), (T *)nullptr, (T *)nullptr);
+    }
+    void close(int64_t l) {
+        if (l) of_z.close();
+        if (l == n) of_y.close();
+    }
+    int64_t steps(int64_t l) const { return Form::steps(rows, layers.width(l + 1), layers.width(l)); }
+    template <typename M> void multiply(int64_t l, M &meanwhile) {
+        Form::multiply_along(rows, layers.width(l + 1), layers.width(l), this->left.data(), layers.factor(l),
+                             this->product.data(), meanwhile);
+    }
+};
+
+// With the derivatives g by y and h by z, if any: those by x, and by the activations or by the weights.
+template <typename Form, bool WEIGHTS> struct Backward : Way<Form> {
+    using T = typename Form::Number;
+    using In = typename Way<Form>::In;
+    using Way<Form>::layers, Way<Form>::n, Way<Form>::rows, Way<Form>::width;
+    const int64_t products = WEIGHTS ? n + 1 : n;
+    const T *x, *z, *g, *h;
+    T *x_out, *a_out, *sums;
+    const T *by = nullptr, *read = nullptr;
+    int64_t by_width = 0;
+    bool past = false;
+    In of_x, of_g, of_h;
+    std::vector<In> of_z;
+    typename Way<Form>::Out by_x, by_a;
+    Memory<T> across[2], right;
+
+    Backward(const Layers<Form> &layers, const T *x, const T *z, const T *g, const T *h, T *x_out, T *a_out, T *sums)
+        : Way<Form>(layers), x(x), z(z), g(g), h(h), x_out(x_out), a_out(a_out), sums(sums), of_z(n) {
+        if (!WEIGHTS) return;
+        for (Memory<T> *memory : {across, across + 1, &right}) *memory = Memory<T>(Form::size(Form::MOST, this->widest));
+    }
+    void open(int64_t tile) {
+        Way<Form>::open(tile);
+        if (WEIGHTS) this->open_rows(of_x, x, 0);
+        if (g) this->open_rows(of_g, g, n);
+        this->open_rows(by_x, x_out, 0);
+        for (int64_t l = 0; l < n; ++l) this->open_layer(of_z[l], z, l);
+    }
+    // Stage s begins with the derivative by the outcome of layer l = n - 1 - s, or, after the last one, by x. The outcome
+    // itself is a factor of the sum by the weights of the layer after it.
+    int64_t pieces(int64_t s) const {
+        if (s > n) return 0;
+        return this->pieces_of(n - s) + (WEIGHTS && s < n ? Form::turns(rows, layers.width(n - s)) : 0);
+    }
+    int64_t begin(int64_t s) {
+        if (s > n) return 0;
+        const int64_t l = n - 1 - s;
+        Way<Form>::begin(l + 1, layers.skips(l + 2), l >= 0 && layers.skips(l));
+        by = s ? this->product.data() : g ? of_g.at : layers.zeros(), by_width = s || g ? width : 0;
+        if (l >= 0) {
+            if (h) this->open_layer(of_h, h, l);
+            if (a_out) this->open_layer(by_a, a_out, l);
+            past = a_out && layers.is_far && by_a.is_whole(), read = of_z[l].at;
+        }
+        return pieces(s);
+    }
+    INLINE void piece(int64_t s, int64_t i) {
+        if (i >= this->count) return Form::turn(across[s & 1].data(), i - this->count);
+        const auto at = Form::place(i, width);
+        auto row = this->skip(Form::read(by, by_width, at), at);
+        if (s == n) {
+            Form::write(by_x.at, width, at, row);
+            if (WEIGHTS) Form::put(Form::read(of_x.at, width, at), at, rows, width, (T *)nullptr, (T *)nullptr, right.data());
+            return;
+        }
+        if (a_out) Form::write(by_a.at, width, at, row, past);
+        const auto value = Form::read(read, width, at), logistic = kernels::logistic(value);
+        row = row * first(value, logistic);
+        if (h) row = row + Form::read(of_h.at, width, at);
+        Form::put(row, at, rows, width, this->left.data(), WEIGHTS ? across[s & 1].data() : nullptr, (T *)nullptr);
+        if (WEIGHTS) Form::add_to_row(sums + layers.place_of_bias(n - 1 - s), at, row);
+        if (WEIGHTS && s) outcome(n - 1 - s, value * logistic, at);
+    }
+    template <typename Row> INLINE void outcome(int64_t l, Row row, typename Form::Place at) {
+        for (; layers.skips(l); l -= 2) {
+            if (l == 1) {
+                row = row + Form::read(of_x.at, width, at);
+                break;
+            }
+            const auto value = Form::read(of_z[l - 2].at, width, at);
+            row = row + value * logistic(value);
+        }
+        Form::put(row, at, rows, width, (T *)nullptr, (T *)nullptr, right.data());
+    }
+    void close(int64_t s) {
+        if (s == n) by_x.close();
+        else if (a_out && s < n) by_a.close();
+    }
+    int64_t steps(int64_t s) const {
+        int64_t steps = 0;
+        if (s < n) steps += Form::steps(rows, layers.width(n - 1 - s), layers.width(n - s));
+        if (WEIGHTS && s) steps += Form::steps(layers.width(n - s + 1), layers.width(n - s), rows);
+        return steps;
+    }
+    template <typename M> void multiply(int64_t s, M &meanwhile) {
+        const int64_t l = n - 1 - s;
+        if (l >= 0)
+            Form::multiply_along(rows, layers.width(l), width, this->left.data(), layers.factor(l), this->product.data(),
+                                 meanwhile);
+        if (WEIGHTS && s)
+            Form::multiply_across(layers.width(l + 2), width, rows, across[(s - 1) & 1].data(), right.data(),
+                                  sums + layers.place_of_sum[l + 1], meanwhile);
+    }
+};
+
+// With the derivative k by what Backward gives for x, without h: those by its g, z and weights.
+template <typename Form> struct Second : Way<Form> {
+    using T = typename Form::Number;
+    using In = typename Way<Form>::In;
+    using Out = typename Way<Form>::Out;
+    using Way<Form>::layers, Way<Form>::n, Way<Form>::rows, Way<Form>::width;
+    const int64_t products = n + 1;
+    const T *z, *by_a, *k;
+    T *g_out, *z_out, *sums;
+    bool past = false;
+    In of_k, of_z, of_a;
+    Out by_g, by_z;
+    Memory<T> across, right[2];
+
+    Second(const Layers<Form> &layers, const T *z, const T *by_a, const T *k, T *g_out, T *z_out, T *sums)
+        : Way<Form>(layers), z(z), by_a(by_a), k(k), g_out(g_out), z_out(z_out), sums(sums) {
+        for (Memory<T> *memory : {&across, right, right + 1}) *memory = Memory<T>(Form::size(Form::MOST, this->widest));
+    }
+    void open(int64_t tile) {
+        Way<Form>::open(tile);
+        this->open_rows(of_k, k, 0);
+        this->open_rows(by_g, g_out, n);
+    }
+    // Stage l begins with what the layer before makes of k, or k. With the derivatives by that layer's z, it is a factor of the
+    // sum by the weights.
+    int64_t pieces(int64_t l) const {
+        if (l > n) return 0;
+        return this->pieces_of(l) + (l ? Form::turns(rows, layers.width(l)) : 0);
+    }
+    int64_t begin(int64_t l) {
+        if (l > n) return 0;
+        Way<Form>::begin(l, l && layers.skips(l - 1), layers.skips(l + 1));
+        if (l) {
+            this->open_layer(by_z, z_out, l - 1);
+            this->open_layer(of_z, z, l - 1);
+            this->open_layer(of_a, by_a, l - 1);
+            past = layers.is_far && by_z.is_whole();
+        }
+        return pieces(l);
+    }
+    INLINE void piece(int64_t l, int64_t i) {
+        if (i >= this->count) return Form::turn(across.data(), i - this->count);
+        const auto at = Form::place(i, width);
+        auto row = Form::read(l ? this->product.data() : of_k.at, width, at);
+        if (l) {
+            const auto value = Form::read(of_z.at, width, at), s = logistic(value), slope = first(value, s);
+            const auto by = Form::read(of_a.at, width, at);
+            Form::write(by_z.at, width, at, second(value, s) * by * row, past);
+            Form::put(slope * by, at, rows, width, (T *)nullptr, across.data(), (T *)nullptr);
+            row = slope * row;
+        }
+        row = this->skip(row, at);
+        if (l == n) Form::write(by_g.at, width, at, row);
+        else Form::put(row, at, rows, width, this->left.data(), (T *)nullptr, right[l & 1].data());
+    }
+    void close(int64_t l) {
+        if (l && l <= n) by_z.close();
+        if (l == n) by_g.close();
+    }
+    int64_t steps(int64_t l) const {
+        int64_t steps = 0;
+        if (l < n) steps += Form::steps(rows, layers.width(l + 1), layers.width(l));
+        if (l) steps += Form::steps(layers.width(l), layers.width(l - 1), rows);
+        return steps;
+    }
+    template <typename M> void multiply(int64_t l, M &meanwhile) {
+        if (l < n)
+            Form::multiply_along(rows, layers.width(l + 1), width, this->left.data(), layers.factor(l), this->product.data(),
+                                 meanwhile);
+        if (l)
+            Form::multiply_across(width, layers.width(l - 1), rows, across.data(), right[(l - 1) & 1].data(),
+                                  sums + layers.place_of_sum[l - 1], meanwhile);
+    }
+};
+
+// Calls work with the form of factors that this processor is quickest with.
+template <typename T, typename Work> static void formed(const Work &work) {
+#ifdef TILES
+    if constexpr (std::is_same_v<T, float>)
+        if (has_tiles()) return work(Tiled());
+#endif
+    work(Plain<T>());
 }
 
 template <typename T> void dense_chain_forward(const DenseChain &chain, const T *x, const T *p, T *y, T *z) {
-    using L = Layers<T>;
-    const L layers(chain, p, L::FORWARD);
-    const bool far = layers.is_far();
-    const int64_t n = chain.layers, step = TILE * layers.widest();
-    layers.tiles(n, 0, nullptr, [&](int64_t row, int64_t rows, T *memory, const Space<T> &space, T *) {
-        for (int64_t l = 0; l < n; ++l) {
-            const auto [in, out] = layers.shape(l);
-            const int64_t width = padded<T>(out), in_width = l ? padded<T>(in) : in;
-            const T *from = l ? memory + (l - 1) * step : x + row * in, *b = p + layers.weight[l] + in * out;
-            T *a = memory + l * step;
-            if (l == n - 1) a = whole(rows, out, y + row * out, a);
-            multiply<T>(rows, out, in, from, in_width, 1, layers.factor(l), a, false, space.other.data());
-            for (int64_t e = 0; e < rows; ++e) {
-                T *own = a + e * width, *kept = z + layers.place(l, row + e);
-                each<T>(out, [=](auto block, int64_t c) {
-                    const auto value = block.at(own + c) + block.at(b + c);
-                    value.put_away(kept + c, far);
-                    (value * logistic(value)).put(own + c);
-                });
-                if (layers.skips(l)) add_row(out, l > 1 ? memory + (l - 2) * step + e * width : x + (row + e) * out, own);
-            }
-            if (l == n - 1) deliver(rows, out, a, y + row * out);
-        }
+    formed<T>([&](auto form) {
+        using L = Layers<decltype(form)>;
+        const L layers(chain, p, L::FORWARD);
+        layers.run(nullptr, [&](T *) { return Forward<decltype(form)>(layers, x, y, z); });
     });
 }
 
-// Adds the sums over rows of u[e, n] v[e, k].
-template <typename T>
-static void outer(int64_t rows, int64_t in, int64_t out, const T *u, const T *v, int64_t v_width, const Space<T> &space,
-                  T *sum) {
-    pack(v, rows, in, v_width, 1, space.factor.data());
-    multiply<T>(out, in, rows, u, 1, padded<T>(out), space.factor.data(), sum, true, space.other.data());
-}
-
-// With the derivatives g by y and h by z, if any: those by x, and by the activations or by the weights.
 template <typename T>
 void dense_chain_backward(const DenseChain &chain, const T *x, const T *z, const T *p, const T *g, const T *h, T *x_out,
                           T *a_out, T *p_out) {
-    using L = Layers<T>;
-    const L layers(chain, p, L::BACKWARD);
-    const bool far = layers.is_far();
-    const int64_t n = chain.layers, step = TILE * layers.widest(), sums = p_out ? layers.sums() : 0;
-    layers.tiles((p_out ? 2 * n : 1) + n + 1, sums, p_out, [&](int64_t row, int64_t rows, T *memory, const Space<T> &space, T *sum) {
-        T *by_as = memory, *by_zs = by_as + (n + 1) * step, *as = by_zs + n * step;
-        for (int64_t l = 0; p_out && l < n; ++l) {  // the activations, and at by_zs the slopes
-            const int64_t out = layers.shape(l).out, width = padded<T>(out);
-            for (int64_t e = 0; e < rows; ++e) {
-                T *own = as + l * step + e * width, *slope = by_zs + l * step + e * width;
-                const T *values = z + layers.place(l, row + e);
-                each<T>(out, [=](auto block, int64_t c) {
-                    const auto value = block.at(values + c), s = logistic(value);
-                    (value * s).put(own + c);
-                    first(value, s).put(slope + c);
-                });
-                if (layers.skips(l)) add_row(out, l > 1 ? as + (l - 2) * step + e * width : x + (row + e) * out, own);
-            }
-        }
-        const int64_t first_width = chain.widths[0], last = chain.widths[n];
-        T *of_x = whole(rows, first_width, x_out + row * first_width, by_as);
-        const T *top = g ? whole(rows, last, g + row * last, (const T *)by_as + n * step) : by_as + n * step;
-        for (int64_t e = 0; top == by_as + n * step && e < rows; ++e) {
-            T *to = by_as + n * step + e * padded<T>(last);
-            if (g) copy_row(last, g + (row + e) * last, to);
-            else std::fill_n(to, last, T(0));
-        }
-        for (int64_t l = n - 1; l >= 0; --l) {
-            const auto [in, out] = layers.shape(l);
-            const int64_t width = padded<T>(out), in_width = l ? padded<T>(in) : in;
-            const T *by_a = l == n - 1 ? top : by_as + (l + 1) * step;
-            T *by_in = l ? by_as + l * step : of_x, *by_z = by_zs + (p_out ? l * step : 0), *weights = sum;
-            for (int64_t before = 0; p_out && before < l; ++before) weights += layers.size_of_sum(before);
-            for (int64_t e = 0; e < rows; ++e) {
-                const int64_t at = layers.place(l, row + e);
-                const T *by = by_a + e * width;
-                T *to = by_z + e * width, *bias = weights + layers.place_of_bias(l);
-                each<T>(out, [=](auto block, int64_t c) {
-                    const auto by_y = block.at(by + c);
-                    if (a_out) by_y.put_away(a_out + at + c, far);
-                    auto value = block.at((p_out ? to : z + at) + c);
-                    value = by_y * (p_out ? value : first(value, logistic(value)));
-                    if (h) value = value + block.at(h + at + c);
-                    value.put(to + c);
-                    if (p_out) value.add_to(bias + c);
-                });
-            }
-            multiply<T>(rows, in, out, by_z, width, 1, layers.factor(l), by_in, l + 1 < n && layers.skips(l + 1),
-                        space.other.data());
-            if (p_out) outer<T>(rows, in, out, by_z, l ? as + (l - 1) * step : x + row * in, in_width, space, weights);
-            if (layers.skips(l)) copy_row(rows * width, by_a, l > 1 ? by_as + (l - 1) * step : of_x);
-        }
-        deliver(rows, first_width, of_x, x_out + row * first_width);
+    formed<T>([&](auto form) {
+        using Form = decltype(form);
+        using L = Layers<Form>;
+        const L layers(chain, p, L::BACKWARD);
+        if (p_out)
+            layers.run(p_out, [&](T *sums) { return Backward<Form, true>(layers, x, z, g, h, x_out, a_out, sums); });
+        else layers.run(nullptr, [&](T *) { return Backward<Form, false>(layers, x, z, g, h, x_out, a_out, nullptr); });
     });
 }
 
-// With the derivative k by what dense_chain_backward gives for x, without h: those by its g, z and weights.
 template <typename T>
 void dense_chain_second(const DenseChain &chain, const T *z, const T *p, const T *by_a, const T *k, T *g_out, T *z_out,
                         T *p_out) {
-    using L = Layers<T>;
-    const L layers(chain, p, L::FORWARD);
-    const bool far = layers.is_far();
-    const int64_t n = chain.layers, step = TILE * layers.widest();
-    layers.tiles(n + 1, layers.sums(), p_out, [&](int64_t row, int64_t rows, T *memory, const Space<T> &space, T *sum) {
-        T *by_z = memory + n * step;
-        for (int64_t l = 0; l < n; ++l) {
-            const auto [in, out] = layers.shape(l);
-            const int64_t width = padded<T>(out), in_width = l ? padded<T>(in) : in;
-            const T *from = l ? memory + (l - 1) * step : k + row * in;
-            T *own = memory + l * step;
-            if (l == n - 1) own = whole(rows, out, g_out + row * out, own);
-            multiply<T>(rows, out, in, from, in_width, 1, layers.factor(l), own, false, space.other.data());
-            for (int64_t e = 0; e < rows; ++e) {
-                const int64_t at = layers.place(l, row + e);
-                T *along = own + e * width, *to = by_z + e * width;
-                each<T>(out, [=](auto block, int64_t c) {
-                    const auto value = block.at(z + at + c), s = logistic(value), slope = first(value, s);
-                    const auto by = block.at(by_a + at + c), before = block.at(along + c);
-                    (second(value, s) * by * before).put_away(z_out + at + c, far);
-                    (slope * before).put(along + c);
-                    (slope * by).put(to + c);
-                });
-                if (layers.skips(l)) add_row(out, l > 1 ? memory + (l - 2) * step + e * width : k + (row + e) * out, along);
-            }
-            if (l == n - 1) deliver(rows, out, own, g_out + row * out);
-            outer<T>(rows, in, out, by_z, from, in_width, space, sum);
-            sum += layers.size_of_sum(l);
-        }
+    formed<T>([&](auto form) {
+        using L = Layers<decltype(form)>;
+        const L layers(chain, p, L::FORWARD);
+        layers.run(p_out, [&](T *sums) { return Second<decltype(form)>(layers, z, by_a, k, g_out, z_out, sums); });
     });
 }
 

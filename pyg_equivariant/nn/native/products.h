@@ -1,11 +1,16 @@
-// Products of small matrices, in registers, or in the tiles of processors that have some.
+// Products of small matrices, in registers, or in the tiles of processors that have some, and the factors of these.
 //
 // Tiles multiply numbers of 16 bits (bfloat16). A number of 32 is the sum of three of these,
 //
 //     a = a_1 + a_2 + a_3,   |a_2| <= 2^-8 |a|,   |a_3| <= 2^-16 |a|,
 //
 // and six of the nine products make a b: what is left out is smaller than a number's last digit. Sums have 32 bits. An
-// infinite number makes its products NaN.
+// infinite number makes its products NaN. Tiles and vectors are different parts of a processor: while tiles multiply, vectors
+// prepare the factors of the next product, in pieces small enough for the processor to work on both at once.
+//
+// Plain and Tiled have the same members. A piece is a Block of numbers of some rows, whose widths are filled up to `padded`
+// ones, and whose number, at MOST so many at once, to one of HEIGHT. put() makes it a part of up to three factors: on the left
+// of a product, with the rows as the product's (along) or summed over (across), and on the right, summed over.
 
 #pragma once
 
@@ -84,56 +89,59 @@ static INLINE void transpose(__m512i *rows) {
     }
 }
 
-// The matrix of elements (i, k) = from[ALONG ? i * step + k : k * step + i] in parts, filled up with zeros: tiles
-// [i / 32, k / 32, part, i / 16 % 2], each with 16 rows of 16 pairs (k, k + 16), or, on the right of a product, with 16 such
-// pairs of 16 rows and the last part first: in the order in which they are read.
-template <bool ALONG, bool LEFT>
-static void split(const float *from, int64_t count, int64_t K, int64_t step, uint16_t *to) {
-    const __m512i half = _mm512_set1_epi32(0x8000);
+// The numbers' next part, rounded, in the upper 16 bits, and what is left of the numbers.
+static INLINE __m512i next_part(__m512 &rest) {
+    const __m512i part = _mm512_add_epi32(_mm512_castps_si512(rest), _mm512_set1_epi32(0x8000));
+    rest = _mm512_sub_ps(rest, _mm512_castsi512_ps(_mm512_and_si512(part, _mm512_set1_epi32(0xFFFF0000))));
+    return part;
+}
+static INLINE __m512i pair(__m512i low, __m512i high) {
+    return _mm512_mask_blend_epi16(0xAAAAAAAA, _mm512_srli_epi32(low, 16), high);
+}
+
+// The matrix of elements (k, n) = from[ALONG ? n * step + k : k * step + n] as the right factor of a product, filled up with
+// zeros: tiles [n / 32, k / 32, part, n / 16 % 2], each with 16 pairs (k, k + 16) of 16 n, and the last part first: in the
+// order in which they are read.
+template <bool ALONG> static void split(const float *from, int64_t count, int64_t K, int64_t step, uint16_t *to) {
     const auto lanes = [](int64_t n) { return n >= SIDE ? __mmask16(-1) : n <= 0 ? __mmask16(0) : __mmask16((1 << n) - 1); };
-    const int64_t blocks = up_to(K, DEPTH) / DEPTH;
-    for (int64_t i = 0; i < count; i += SIDE)
+    const int64_t blocks = padded<float>(K) / DEPTH;
+    for (int64_t n = 0; n < count; n += SIDE)
         for (int64_t k = 0; k < K; k += DEPTH) {
-            uint16_t *tiles = to + (i / (2 * SIDE) * blocks + k / DEPTH) * BLOCK + i / SIDE % 2 * LENGTH;
+            uint16_t *tiles = to + (n / (2 * SIDE) * blocks + k / DEPTH) * BLOCK + n / SIDE % 2 * LENGTH;
             __m512i pairs[PARTS][SIDE];
-            const float *block = from + (ALONG ? i * step + k : k * step + i);
-            const __mmask16 near = lanes(ALONG ? K - k : count - i), far = ALONG ? lanes(K - k - SIDE) : near;
+            const float *block = from + (ALONG ? n * step + k : k * step + n);
+            const __mmask16 near = lanes(ALONG ? K - k : count - n), far = ALONG ? lanes(K - k - SIDE) : near;
             for (int64_t row = 0; row < SIDE; ++row) {
-                const bool has_low = row < (ALONG ? count - i : K - k), has_high = ALONG ? has_low : row + SIDE < K - k;
+                const bool has_low = row < (ALONG ? count - n : K - k), has_high = ALONG ? has_low : row + SIDE < K - k;
                 const float *low_row = block + row * step, *high_row = ALONG ? low_row + SIDE : low_row + SIDE * step;
                 __m512 low = _mm512_maskz_loadu_ps(has_low ? near : __mmask16(0), low_row);
                 __m512 high = _mm512_maskz_loadu_ps(has_high ? far : __mmask16(0), high_row);
 #pragma GCC unroll 3
                 for (int part = 0; part < PARTS; ++part) {
-                    const __m512i a = _mm512_add_epi32(_mm512_castps_si512(low), half);
-                    const __m512i b = _mm512_add_epi32(_mm512_castps_si512(high), half);
-                    pairs[part][row] = _mm512_mask_blend_epi16(0xAAAAAAAA, _mm512_srli_epi32(a, 16), b);
-                    const __m512i upper = _mm512_set1_epi32(0xFFFF0000);
-                    low = _mm512_sub_ps(low, _mm512_castsi512_ps(_mm512_and_si512(a, upper)));
-                    high = _mm512_sub_ps(high, _mm512_castsi512_ps(_mm512_and_si512(b, upper)));
+                    const __m512i first = next_part(low);
+                    pairs[part][row] = pair(first, next_part(high));
                 }
             }
             for (int part = 0; part < PARTS; ++part) {
-                if constexpr (ALONG != LEFT) transpose(pairs[part]);
+                if constexpr (ALONG) transpose(pairs[part]);
                 for (int row = 0; row < SIDE; ++row)
-                    _mm512_store_si512(tiles + (LEFT ? part : PARTS - 1 - part) * 2 * LENGTH + row * DEPTH, pairs[part][row]);
+                    _mm512_store_si512(tiles + (PARTS - 1 - part) * 2 * LENGTH + row * DEPTH, pairs[part][row]);
             }
         }
 }
 
-// Two tiles by two of c (+)= a b, or one by two.
-template <int TALL>
-static void tile_product(int64_t blocks, const uint16_t *a, const uint16_t *b, float *c, int64_t width, bool add) {
+// Two tiles by two of c (+)= a b. Meanwhile is called twelve times for each of the blocks.
+template <typename Meanwhile>
+static INLINE void tile_product(int64_t blocks, const uint16_t *a, const uint16_t *b, float *c, int64_t width, bool add,
+                                Meanwhile &meanwhile) {
     const int64_t bytes = width * sizeof(float);
     float *low = c + SIDE * width;
     asm volatile("" ::: "memory");  // what a and b have is written
     if (add) {
         _tile_loadd(0, c, bytes);
         _tile_loadd(1, c + SIDE, bytes);
-        if (TALL == 2) {
-            _tile_loadd(2, low, bytes);
-            _tile_loadd(3, low + SIDE, bytes);
-        }
+        _tile_loadd(2, low, bytes);
+        _tile_loadd(3, low + SIDE, bytes);
     } else {
         _tile_zero(0);
         _tile_zero(1);
@@ -142,19 +150,19 @@ static void tile_product(int64_t blocks, const uint16_t *a, const uint16_t *b, f
     }
     const auto left = [&](int part) {
         _tile_loadd(4, a + part * 2 * LENGTH, 64);
-        if (TALL == 2) _tile_loadd(5, a + (part * 2 + 1) * LENGTH, 64);
+        _tile_loadd(5, a + (part * 2 + 1) * LENGTH, 64);
     };
     const auto right = [&](int part) {
         _tile_loadd(6, b + (PARTS - 1 - part) * 2 * LENGTH, 64);
         _tile_loadd(7, b + ((PARTS - 1 - part) * 2 + 1) * LENGTH, 64);
     };
-    const auto multiply = [] {
+    const auto multiply = [&] {
         _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(2, 5, 6);
+        meanwhile();
         _tile_dpbf16ps(1, 4, 7);
-        if (TALL == 2) {
-            _tile_dpbf16ps(2, 5, 6);
-            _tile_dpbf16ps(3, 5, 7);
-        }
+        _tile_dpbf16ps(3, 5, 7);
+        meanwhile();
     };
     for (int64_t k = 0; k < blocks; ++k, a += BLOCK, b += BLOCK) {
         left(0), right(2), multiply();
@@ -166,22 +174,117 @@ static void tile_product(int64_t blocks, const uint16_t *a, const uint16_t *b, f
     }
     _tile_stored(0, c, bytes);
     _tile_stored(1, c + SIDE, bytes);
-    if (TALL == 2) {
-        _tile_stored(2, low, bytes);
-        _tile_stored(3, low + SIDE, bytes);
-    }
+    _tile_stored(2, low, bytes);
+    _tile_stored(3, low + SIDE, bytes);
+    asm volatile("" ::: "memory");
 }
 
-template <typename T> static bool in_tiles() { return sizeof(T) == 4 && has_tiles(); }
+struct Tiled {
+    using Number = float;
+    static constexpr int64_t HEIGHT = 2 * SIDE, MOST = 2 * HEIGHT;
+    struct Place {
+        int64_t row, column;
+    };
 
-// Of a factor, as many numbers of 32 bits.
-inline int64_t split_size(int64_t count, int64_t K) { return up_to(count, 2 * SIDE) * up_to(K, DEPTH) * PARTS / 2; }
+    // How many numbers a factor has.
+    static int64_t size(int64_t rows, int64_t width) { return rows * width * PARTS / 2; }
+
+    static int64_t pieces(int64_t rows, int64_t width) { return rows / 2 * (width / DEPTH); }
+    // Four vectors: of a row and of the sixteenth after it, two each.
+    static INLINE Place place(int64_t piece, int64_t width) {
+        const uint32_t columns = uint32_t(width) / DEPTH, row = uint32_t(piece) / columns;
+        return {row / SIDE * 2 * SIDE + row % SIDE, (uint32_t(piece) - row * columns) * DEPTH};
+    }
+    static INLINE int64_t offset(int i, int64_t width) { return i / 2 * SIDE * width + i % 2 * SIDE; }
+    static INLINE auto read(const float *from, int64_t width, Place at) {
+        from += at.row * width + at.column;
+        return blocks<float, 4>(Register<float>()).of([=](int i) { return load<Register<float>>(from + offset(i, width)); });
+    }
+    template <typename Row> static INLINE void write(float *to, int64_t width, Place at, const Row &row, bool past = false) {
+        to += at.row * width + at.column;
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) row.put_away_part(i, to + offset(i, width), past);
+    }
+    template <typename Row> static INLINE void add_to_row(float *to, Place at, const Row &row) {
+        to += at.column;
+        store(to, load<Register<float>>(to) + (row.part[0] + row.part[2]));
+        store(to + SIDE, load<Register<float>>(to + SIDE) + (row.part[1] + row.part[3]));
+    }
+    template <typename Row>
+    static INLINE void put(const Row &row, Place at, int64_t rows, int64_t width, float *along, float *across, float *right) {
+        const int64_t line = at.row % SIDE * DEPTH, below = at.row / DEPTH, beside = at.column / DEPTH;
+        const auto block = [line](float *to, int64_t place) { return reinterpret_cast<uint16_t *>(to) + place * BLOCK + line; };
+        uint16_t *to_along = block(along, below * (width / DEPTH) + beside);
+        uint16_t *to_across = block(across, beside * (rows / DEPTH) + below);
+        uint16_t *to_right = block(right, beside * (rows / DEPTH) + below) + (PARTS - 1) * 2 * LENGTH;
+        __m512 rest[4];
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) rest[i] = (__m512)row.part[i];
+#pragma GCC unroll 3
+        for (int part = 0; part < PARTS; ++part) {
+            __m512i bits[4];
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; ++i) bits[i] = next_part(rest[i]);
+            const int64_t place = part * 2 * LENGTH;
+            if (along) {
+                _mm512_store_si512(to_along + place, pair(bits[0], bits[1]));
+                _mm512_store_si512(to_along + place + LENGTH, pair(bits[2], bits[3]));
+            }
+            const __m512i first = pair(bits[0], bits[2]), second = pair(bits[1], bits[3]);
+            if (across) {
+                _mm512_store_si512(to_across + place, first);
+                _mm512_store_si512(to_across + place + LENGTH, second);
+            }
+            if (right) {
+                _mm512_store_si512(to_right - place, first);
+                _mm512_store_si512(to_right - place + LENGTH, second);
+            }
+        }
+    }
+    // What is left to do for a factor across, in so many pieces.
+    static int64_t turns(int64_t rows, int64_t width) { return rows / DEPTH * (width / DEPTH) * PARTS * 2; }
+    static INLINE void turn(float *across, int64_t piece) {
+        auto *tile = reinterpret_cast<__m512i *>(across) + piece * SIDE;
+        __m512i row[SIDE];
+#pragma GCC unroll 16
+        for (int i = 0; i < SIDE; ++i) row[i] = tile[i];
+        transpose(row);
+#pragma GCC unroll 16
+        for (int i = 0; i < SIDE; ++i) tile[i] = row[i];
+    }
+
+    static void pack(const float *from, int64_t K, int64_t N, int64_t step_k, int64_t step_n, float *to) {
+        const int64_t height = padded<float>(K), width = padded<float>(N);
+        if (K < height || N < width) std::fill_n(to, size(height, width), 0.0f);
+        if (step_k == 1) split<true>(from, N, K, step_n, reinterpret_cast<uint16_t *>(to));
+        else split<false>(from, N, K, step_k, reinterpret_cast<uint16_t *>(to));
+    }
+    // c (+)= a b, and so many steps in which something else may be done.
+    static int64_t steps(int64_t M, int64_t N, int64_t K) { return M / DEPTH * (N / DEPTH) * (K / DEPTH) * 12; }
+    template <typename Meanwhile>
+    static void multiply(int64_t M, int64_t N, int64_t K, const float *a, const float *b, float *c, bool add,
+                         Meanwhile &meanwhile) {
+        const auto *left = reinterpret_cast<const uint16_t *>(a), *right = reinterpret_cast<const uint16_t *>(b);
+        const int64_t blocks = K / DEPTH, row = blocks * BLOCK;
+        for (int64_t n = 0; n < N; n += DEPTH, right += row)
+            for (int64_t i = 0; i < M; i += DEPTH)
+                tile_product(blocks, left + i / DEPTH * row, right, c + i * N + n, N, add, meanwhile);
+    }
+    template <typename Meanwhile>
+    static void multiply_along(int64_t rows, int64_t out, int64_t in, const float *a, const float *b, float *c,
+                               Meanwhile &meanwhile) {
+        multiply(rows, out, in, a, b, c, false, meanwhile);
+    }
+    template <typename Meanwhile>
+    static void multiply_across(int64_t out, int64_t in, int64_t rows, const float *a, const float *b, float *c,
+                                Meanwhile &meanwhile) {
+        multiply(out, in, rows, a, b, c, true, meanwhile);
+    }
+};
 
 #else
 
 struct Tiles {};
-template <typename T> static bool in_tiles() { return false; }
-inline int64_t split_size(int64_t, int64_t) { return 0; }
 
 #endif
 
@@ -206,73 +309,65 @@ static void product(const T *a, int64_t step_i, int64_t step_k, const T *b, int6
         }
 }
 
-// How many numbers the right factor of a product, [K, N], has when it is packed.
-template <typename T> static int64_t packed(int64_t K, int64_t N) {
-    return in_tiles<T>() ? split_size(padded<T>(N), K) : padded<T>(N) * K;
-}
+template <typename T> struct Plain {
+    using Number = T;
+    static constexpr int64_t HEIGHT = 1, MOST = 8 * ROWS;
+    struct Place {
+        int64_t row, column;
+    };
 
-// The right factor, filled up with zeros: in tiles or in panels, [N / PANEL, K, PANEL]. Element (k, n) is from[k * step_k
-// + n * step_n], one of the steps being 1.
-template <typename T>
-static void pack(const T *from, int64_t K, int64_t N, int64_t step_k, int64_t step_n, T *to) {
-#ifdef TILES
-    if constexpr (sizeof(T) == 4) {
-        if (in_tiles<T>()) {
-            auto *tiles = reinterpret_cast<uint16_t *>(to);
-            if (N < padded<T>(N)) std::fill_n(to, packed<T>(K, N), T(0));
-            if (step_k == 1) split<true, false>(from, N, K, step_n, tiles);
-            else split<false, false>(from, N, K, step_k, tiles);
-            return;
-        }
+    static int64_t size(int64_t rows, int64_t width) { return rows * width; }
+
+    static int64_t pieces(int64_t rows, int64_t width) { return rows * (width / PANEL<T>); }
+    static INLINE Place place(int64_t piece, int64_t width) {
+        const uint32_t columns = uint32_t(width) / PANEL<T>, row = uint32_t(piece) / columns;
+        return {row, (uint32_t(piece) - row * columns) * PANEL<T>};
     }
-#endif
-    for (int64_t n = 0; n < N; n += PANEL<T>) {
-        const int64_t width = std::min(PANEL<T>, N - n);
-        for (int64_t k = 0; k < K; ++k, to += PANEL<T>) {
-            const T *row = from + k * step_k + n * step_n;
-            if (step_n == 1)
-                copy_row(width, row, to);
-            else
+    static INLINE auto read(const T *from, int64_t width, Place at) {
+        return blocks<T, WIDE>(Register<T>()).at(from + at.row * width + at.column);
+    }
+    template <typename Row> static INLINE void write(T *to, int64_t width, Place at, const Row &row, bool past = false) {
+        row.put_away(to + at.row * width + at.column, past);
+    }
+    template <typename Row> static INLINE void add_to_row(T *to, Place at, const Row &row) { row.add_to(to + at.column); }
+    template <typename Row>
+    static INLINE void put(const Row &row, Place at, int64_t rows, int64_t width, T *along, T *across, T *right) {
+        if (along) row.put(along + at.row * width + at.column);
+        if (across) row.put(across + at.row * width + at.column);
+        if (right) row.put(right + at.column * rows + at.row * PANEL<T>);
+    }
+    static int64_t turns(int64_t, int64_t) { return 0; }
+    static void turn(T *, int64_t) {}
+
+    // In panels, [N / PANEL, K, PANEL], filled up with zeros. Element (k, n) is from[k * step_k + n * step_n].
+    static void pack(const T *from, int64_t K, int64_t N, int64_t step_k, int64_t step_n, T *to) {
+        std::fill_n(to, size(padded<T>(K), padded<T>(N)), T(0));
+        for (int64_t n = 0; n < N; n += PANEL<T>, to += (padded<T>(K) - K) * PANEL<T>) {
+            const int64_t width = std::min(PANEL<T>, N - n);
+            for (int64_t k = 0; k < K; ++k, to += PANEL<T>) {
+                const T *row = from + k * step_k + n * step_n;
                 for (int64_t j = 0; j < width; ++j) to[j] = row[j * step_n];
-            std::fill(to + width, to + PANEL<T>, T(0));
-        }
-    }
-}
-
-// How many numbers multiply's space has, and how many rows c.
-template <typename T> static int64_t space_of(int64_t M, int64_t K) { return in_tiles<T>() ? split_size(M, K) : 0; }
-template <typename T> static int64_t rows_of(int64_t M) { return in_tiles<T>() ? up_to(M, 16) : M; }
-
-// c (+)= a b: element (i, k) of a is a[i * step_i + k * step_k], one of the steps being 1, b is packed, and rows of c are
-// filled up to whole panels. Tiles must be there.
-template <typename T>
-static void multiply(int64_t M, int64_t N, int64_t K, const T *a, int64_t step_i, int64_t step_k, const T *b, T *c,
-                     bool add, T *space) {
-    const int64_t width = padded<T>(N);
-#ifdef TILES
-    if constexpr (sizeof(T) == 4) {
-        if (in_tiles<T>()) {
-            auto *left = reinterpret_cast<uint16_t *>(space);
-            const auto *right = reinterpret_cast<const uint16_t *>(b);
-            const int64_t blocks = up_to(K, DEPTH) / DEPTH, row = blocks * BLOCK;
-            if (step_k == 1) split<true, true>(a, M, K, step_i, left);
-            else split<false, true>(a, M, K, step_k, left);
-            for (int64_t n = 0; n < width; n += 2 * SIDE, right += row) {
-                int64_t i = 0;
-                for (; i + SIDE < M; i += 2 * SIDE)
-                    tile_product<2>(blocks, left + i / (2 * SIDE) * row, right, c + i * width + n, width, add);
-                if (i < M) tile_product<1>(blocks, left + i / (2 * SIDE) * row, right, c + i * width + n, width, add);
             }
-            return;
         }
     }
-#endif
-    for (int64_t n = 0; n < width; n += PANEL<T>, b += K * PANEL<T>) {
-        int64_t i = 0;
-        for (; i + ROWS <= M; i += ROWS)
-            product<T, ROWS>(a + i * step_i, step_i, step_k, b, K, c + i * width + n, width, add);
-        for (; i < M; ++i) product<T, 1>(a + i * step_i, step_i, step_k, b, K, c + i * width + n, width, add);
+    static int64_t steps(int64_t, int64_t, int64_t) { return 0; }
+    static void multiply(int64_t M, int64_t N, int64_t K, const T *a, int64_t step_i, int64_t step_k, const T *b, T *c,
+                         bool add) {
+        for (int64_t n = 0; n < N; n += PANEL<T>, b += K * PANEL<T>) {
+            int64_t i = 0;
+            for (; i + ROWS <= M; i += ROWS)
+                product<T, ROWS>(a + i * step_i, step_i, step_k, b, K, c + i * N + n, N, add);
+            for (; i < M; ++i) product<T, 1>(a + i * step_i, step_i, step_k, b, K, c + i * N + n, N, add);
+        }
     }
-}
+    template <typename Meanwhile>
+    static void multiply_along(int64_t rows, int64_t out, int64_t in, const T *a, const T *b, T *c, Meanwhile &) {
+        multiply(rows, out, in, a, in, 1, b, c, false);
+    }
+    template <typename Meanwhile>
+    static void multiply_across(int64_t out, int64_t in, int64_t rows, const T *a, const T *b, T *c, Meanwhile &) {
+        multiply(out, in, rows, a, 1, out, b, c, true);
+    }
+};
 
 }  // namespace kernels

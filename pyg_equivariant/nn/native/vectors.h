@@ -58,16 +58,16 @@ template <typename T, typename V, int WIDE> struct Block {
     INLINE void add_to(T *to) const { (at(to) + *this).put(to); }
     // Past the caches, if need be: for what is more than fits into them and read much later. A fence must follow.
     INLINE void put_away(T *to, bool past) const {
+#pragma GCC unroll 8
+        for (int i = 0; i < WIDE; ++i) put_away_part(i, to + i * LANES, past);
+    }
+    INLINE void put_away_part(int i, T *to, bool past) const {
 #ifdef __AVX512F__
         if constexpr (sizeof(V) == 64)
-            if (past && reinterpret_cast<uintptr_t>(to) % sizeof(V) == 0) {
-#pragma GCC unroll 8
-                for (int i = 0; i < WIDE; ++i)
-                    _mm512_stream_si512(reinterpret_cast<__m512i *>(to + i * LANES), (__m512i)part[i]);
-                return;
-            }
+            if (past && reinterpret_cast<uintptr_t>(to) % sizeof(V) == 0)
+                return _mm512_stream_si512(reinterpret_cast<__m512i *>(to), (__m512i)part[i]);
 #endif
-        put(to);
+        store<V>(to, part[i]);
     }
     INLINE Block operator+(const Block &other) const {
         return of([&](int i) { return part[i] + other.part[i]; });

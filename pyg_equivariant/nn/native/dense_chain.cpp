@@ -24,17 +24,43 @@ namespace kernels {
 
 constexpr int64_t CACHED = 4 * 1024 * 1024;  // bytes of all layers that may still be at hand when they are read again
 
-// Numbers that begin where vectors do.
-template <typename T> class Memory {
+// Memory that a thread keeps from one operation to the next. What is taken while a Workspace lives is free after it.
+class Workspace {
     struct alignas(64) Line {
-        T values[64 / sizeof(T)];
+        char bytes[64];
     };
-    std::unique_ptr<Line[]> lines;
+    struct Chunk {
+        std::unique_ptr<Line[]> lines;
+        int64_t size;
+    };
+    struct Pool {
+        std::vector<Chunk> chunks;
+        size_t chunk = 0;
+        int64_t used = 0;
+    };
+    static Pool &pool() {
+        static thread_local Pool pool;
+        return pool;
+    }
+    const size_t chunk = pool().chunk;
+    const int64_t used = pool().used;
 
 public:
-    Memory() = default;
-    explicit Memory(int64_t size) : lines(new Line[(size * sizeof(T) + 63) / 64]) {}
-    T *data() const { return lines ? lines[0].values : nullptr; }
+    Workspace() = default;
+    Workspace(const Workspace &) = delete;
+    ~Workspace() { pool().chunk = chunk, pool().used = used; }
+    // Numbers that begin where vectors do.
+    template <typename T> static T *take(int64_t size) {
+        Pool &all = pool();
+        const int64_t lines = up_to(size * sizeof(T), sizeof(Line)) / sizeof(Line);
+        while (all.chunk < all.chunks.size() && all.used + lines > all.chunks[all.chunk].size) ++all.chunk, all.used = 0;
+        if (all.chunk == all.chunks.size()) {
+            const int64_t most = std::max(lines, int64_t(1 << 15));
+            all.chunks.push_back({std::unique_ptr<Line[]>(new Line[most]), most});
+        }
+        all.used += lines;
+        return reinterpret_cast<T *>(all.chunks[all.chunk].lines.get() + all.used - lines);
+    }
 };
 
 template <typename T> static void add_row(int64_t size, const T *from, T *to) {
@@ -129,7 +155,8 @@ template <typename Form> struct Layers {
     const DenseChain &chain;
     std::vector<int64_t> column, weight, place_of_factor, place_of_sum;  // where each begins: in z a row, in p, packed, in sums
     const int64_t widest;
-    Memory<T> factors, biases;
+    const Workspace workspace;
+    T *factors, *biases;
     bool is_far;
 
     enum Side { FORWARD, BACKWARD };
@@ -144,20 +171,20 @@ template <typename Form> struct Layers {
             sums += (width(l) + 1) * width(l + 1);
         }
         place_of_sum.push_back(sums);
-        factors = Memory<T>(length), biases = Memory<T>((chain.layers + 1) * widest);
-        std::fill_n(biases.data(), (chain.layers + 1) * widest, T(0));
+        factors = workspace.take<T>(length), biases = workspace.take<T>((chain.layers + 1) * widest);
+        std::fill_n(biases, (chain.layers + 1) * widest, T(0));
         for (int64_t l = 0; l < chain.layers; ++l) {
             const int64_t in = chain.widths[l], out = chain.widths[l + 1];
-            if (side == FORWARD) Form::pack(p + weight[l], in, out, 1, in, factors.data() + place_of_factor[l]);
-            else Form::pack(p + weight[l], out, in, in, 1, factors.data() + place_of_factor[l]);
-            std::copy_n(p + weight[l] + in * out, out, biases.data() + l * widest);
+            if (side == FORWARD) Form::pack(p + weight[l], in, out, 1, in, factors + place_of_factor[l]);
+            else Form::pack(p + weight[l], out, in, in, 1, factors + place_of_factor[l]);
+            std::copy_n(p + weight[l] + in * out, out, biases + l * widest);
         }
         is_far = chain.rows * columns * int64_t(sizeof(T)) > CACHED;
     }
     int64_t count() const { return chain.layers; }
     int64_t width(int64_t place) const { return padded<T>(chain.widths[place]); }
-    const T *factor(int64_t l) const { return factors.data() + place_of_factor[l]; }
-    const T *bias(int64_t l) const { return biases.data() + l * widest; }
+    const T *factor(int64_t l) const { return factors + place_of_factor[l]; }
+    const T *bias(int64_t l) const { return biases + l * widest; }
     const T *zeros() const { return bias(count()); }
     int64_t place(int64_t l, int64_t row) const { return column[l] * chain.rows + row * chain.widths[l + 1]; }  // in z
     bool skips(int64_t l) const { return l < chain.layers && chain.skips[l]; }
@@ -167,22 +194,23 @@ template <typename Form> struct Layers {
     template <typename Make> void run(T *total, const Make &make) const {
         const int64_t count = up_to(chain.rows, Form::MOST) / Form::MOST;
         const int64_t threads = std::min(chain.threads, std::max(count, int64_t(1)));
-        std::vector<Memory<T>> sums(threads);
+        const Workspace outer;
+        const int64_t size = total ? place_of_sum.back() : 0;
+        T *sums = outer.take<T>(threads * size);
 #pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
         for (int64_t thread = 0; thread < threads; ++thread) {
             const Tiles tiles;
-            const int64_t size = total ? place_of_sum.back() : 0;
-            sums[thread] = Memory<T>(size);
-            std::fill_n(sums[thread].data(), size, T(0));
-            auto first = make(sums[thread].data()), second = make(sums[thread].data());
+            const Workspace inner;
+            T *own = std::fill_n(sums + thread * size, size, T(0)) - size;
+            auto first = make(own), second = make(own);
             take_turns(first, second, thread * count / threads, (thread + 1) * count / threads);
             std::atomic_thread_fence(std::memory_order_seq_cst);
         }
         for (int64_t l = 0; total && l < chain.layers; ++l) {
             const int64_t in = chain.widths[l], out = chain.widths[l + 1];
             std::fill(total + weight[l], total + weight[l] + (in + 1) * out, T(0));
-            for (const auto &own : sums) {
-                const T *by_weight = own.data() + place_of_sum[l], *by_bias = own.data() + place_of_bias(l);
+            for (const T *own = sums; own < sums + threads * size; own += size) {
+                const T *by_weight = own + place_of_sum[l], *by_bias = own + place_of_bias(l);
                 for (int64_t n = 0; n < out; ++n) add_row(in, by_weight + n * width(l), total + weight[l] + n * in);
                 add_row(out, by_bias, total + weight[l] + in * out);
             }
@@ -263,7 +291,7 @@ template <typename Work> static void take_turns(Work &first, Work &second, int64
 // Some rows of a matrix, or, where these do not fill vectors, a copy of them that zeros fill up.
 template <typename Form, typename T> class Window {
     using Number = typename Form::Number;
-    Memory<Number> copy;
+    Number *copy = nullptr;
     T *place = nullptr;
     int64_t rows = 0, width = 0;
 
@@ -277,11 +305,11 @@ public:
             at = place;
             return;
         }
-        if (!copy.data()) copy = Memory<Number>(most);
-        at = copy.data();
+        if (!copy) copy = Workspace::take<Number>(most);
+        at = copy;
         if constexpr (std::is_const_v<T>) {
-            std::fill_n(copy.data(), up_to(rows, Form::HEIGHT) * padded<Number>(width), Number(0));
-            for (int64_t e = 0; e < rows; ++e) copy_row(width, place + e * width, copy.data() + e * padded<Number>(width));
+            std::fill_n(copy, up_to(rows, Form::HEIGHT) * padded<Number>(width), Number(0));
+            for (int64_t e = 0; e < rows; ++e) copy_row(width, place + e * width, copy + e * padded<Number>(width));
         }
     }
     bool is_whole() const { return rows % Form::HEIGHT == 0 && width == padded<Number>(width); }
@@ -301,11 +329,12 @@ template <typename Form> struct Way {
     int64_t width = 0, count = 0;          // of a stage's first numbers, and their pieces
     const T *added = nullptr;              // what a skip adds to these
     T *keeps = nullptr;                    // and where they are kept for another one
-    Memory<T> product, left, kept[2];
+    T *const product, *const left, *const kept[2];
 
     explicit Way(const Layers<Form> &layers)
-        : layers(layers), n(layers.count()), widest(layers.widest), most(Form::MOST * widest), product(most),
-          left(Form::size(Form::MOST, widest)), kept{Memory<T>(most), Memory<T>(most)} {}
+        : layers(layers), n(layers.count()), widest(layers.widest), most(Form::MOST * widest), product(Workspace::take<T>(most)),
+          left(Workspace::take<T>(Form::size(Form::MOST, widest))),
+          kept{Workspace::take<T>(most), Workspace::take<T>(most)} {}
     void open(int64_t tile) {
         row = tile * Form::MOST, given = std::min(Form::MOST, layers.chain.rows - row), rows = up_to(given, Form::HEIGHT);
     }
@@ -321,7 +350,7 @@ template <typename Form> struct Way {
     // Of the layer's outcome, or what belongs to it, as a skip adds them and as another one will need them.
     void begin(int64_t place, bool adds, bool keep) {
         width = layers.width(place), count = pieces_of(place);
-        added = adds ? kept[place & 1].data() : nullptr, keeps = keep ? kept[place & 1].data() : nullptr;
+        added = adds ? kept[place & 1] : nullptr, keeps = keep ? kept[place & 1] : nullptr;
     }
     template <typename Row> INLINE Row skip(Row row, typename Form::Place at) const {
         if (added) row = row + Form::read(added, width, at);
@@ -359,7 +388,7 @@ template <typename Form> struct Forward : Way<Form> {
     int64_t pieces(int64_t l) const { return this->pieces_of(l); }
     INLINE void piece(int64_t l, int64_t i) {
         const auto at = Form::place(i, width);
-        auto a = Form::read(l ? this->product.data() : of_x.at, width, at);
+        auto a = Form::read(l ? this->product : of_x.at, width, at);
         if (l) {
             a = a + Form::read(bias, 0, at);
             Form::write(of_z.at, width, at, a, past);
@@ -367,7 +396,7 @@ template <typename Form> struct Forward : Way<Form> {
         }
         a = this->skip(a, at);
         if (l == n) Form::write(of_y.at, width, at, a);
-        else Form::put(a, at, rows, width, this->left.data(), (T *)nullptr, (T *)nullptr);
+        else Form::put(a, at, rows, width, this->left, (T *)nullptr, (T *)nullptr);
     }
     void close(int64_t l) {
         if (l) of_z.close();
@@ -375,8 +404,8 @@ template <typename Form> struct Forward : Way<Form> {
     }
     int64_t steps(int64_t l) const { return Form::steps(rows, layers.width(l + 1), layers.width(l)); }
     template <typename M> void multiply(int64_t l, M &meanwhile) {
-        Form::multiply_along(rows, layers.width(l + 1), layers.width(l), this->left.data(), layers.factor(l),
-                             this->product.data(), meanwhile);
+        Form::multiply_along(rows, layers.width(l + 1), layers.width(l), this->left, layers.factor(l),
+                             this->product, meanwhile);
     }
 };
 
@@ -394,12 +423,12 @@ template <typename Form, bool WEIGHTS> struct Backward : Way<Form> {
     In of_x, of_g, of_h;
     std::vector<In> of_z;
     typename Way<Form>::Out by_x, by_a;
-    Memory<T> across[2], right;
+    T *across[2] = {}, *right = nullptr;
 
     Backward(const Layers<Form> &layers, const T *x, const T *z, const T *g, const T *h, T *x_out, T *a_out, T *sums)
         : Way<Form>(layers), x(x), z(z), g(g), h(h), x_out(x_out), a_out(a_out), sums(sums), of_z(n) {
         if (!WEIGHTS) return;
-        for (Memory<T> *memory : {across, across + 1, &right}) *memory = Memory<T>(Form::size(Form::MOST, this->widest));
+        for (T **factor : {across, across + 1, &right}) *factor = Workspace::take<T>(Form::size(Form::MOST, this->widest));
     }
     void open(int64_t tile) {
         Way<Form>::open(tile);
@@ -418,7 +447,7 @@ template <typename Form, bool WEIGHTS> struct Backward : Way<Form> {
         if (s > n) return 0;
         const int64_t l = n - 1 - s;
         Way<Form>::begin(l + 1, layers.skips(l + 2), l >= 0 && layers.skips(l));
-        by = s ? this->product.data() : g ? of_g.at : layers.zeros(), by_width = s || g ? width : 0;
+        by = s ? this->product : g ? of_g.at : layers.zeros(), by_width = s || g ? width : 0;
         if (l >= 0) {
             if (h) this->open_layer(of_h, h, l);
             if (a_out) this->open_layer(by_a, a_out, l);
@@ -427,19 +456,19 @@ template <typename Form, bool WEIGHTS> struct Backward : Way<Form> {
         return pieces(s);
     }
     INLINE void piece(int64_t s, int64_t i) {
-        if (i >= this->count) return Form::turn(across[s & 1].data(), i - this->count);
+        if (i >= this->count) return Form::turn(across[s & 1], i - this->count);
         const auto at = Form::place(i, width);
         auto row = this->skip(Form::read(by, by_width, at), at);
         if (s == n) {
             Form::write(by_x.at, width, at, row);
-            if (WEIGHTS) Form::put(Form::read(of_x.at, width, at), at, rows, width, (T *)nullptr, (T *)nullptr, right.data());
+            if (WEIGHTS) Form::put(Form::read(of_x.at, width, at), at, rows, width, (T *)nullptr, (T *)nullptr, right);
             return;
         }
         if (a_out) Form::write(by_a.at, width, at, row, past);
         const auto value = Form::read(read, width, at), logistic = kernels::logistic(value);
         row = row * first(value, logistic);
         if (h) row = row + Form::read(of_h.at, width, at);
-        Form::put(row, at, rows, width, this->left.data(), WEIGHTS ? across[s & 1].data() : nullptr, (T *)nullptr);
+        Form::put(row, at, rows, width, this->left, WEIGHTS ? across[s & 1] : nullptr, (T *)nullptr);
         if (WEIGHTS) Form::add_to_row(sums + layers.place_of_bias(n - 1 - s), at, row);
         if (WEIGHTS && s) outcome(n - 1 - s, value * logistic, at);
     }
@@ -452,7 +481,7 @@ template <typename Form, bool WEIGHTS> struct Backward : Way<Form> {
             const auto value = Form::read(of_z[l - 2].at, width, at);
             row = row + value * logistic(value);
         }
-        Form::put(row, at, rows, width, (T *)nullptr, (T *)nullptr, right.data());
+        Form::put(row, at, rows, width, (T *)nullptr, (T *)nullptr, right);
     }
     void close(int64_t s) {
         if (s == n) by_x.close();
@@ -467,10 +496,10 @@ template <typename Form, bool WEIGHTS> struct Backward : Way<Form> {
     template <typename M> void multiply(int64_t s, M &meanwhile) {
         const int64_t l = n - 1 - s;
         if (l >= 0)
-            Form::multiply_along(rows, layers.width(l), width, this->left.data(), layers.factor(l), this->product.data(),
+            Form::multiply_along(rows, layers.width(l), width, this->left, layers.factor(l), this->product,
                                  meanwhile);
         if (WEIGHTS && s)
-            Form::multiply_across(layers.width(l + 2), width, rows, across[(s - 1) & 1].data(), right.data(),
+            Form::multiply_across(layers.width(l + 2), width, rows, across[(s - 1) & 1], right,
                                   sums + layers.place_of_sum[l + 1], meanwhile);
     }
 };
@@ -487,11 +516,11 @@ template <typename Form> struct Second : Way<Form> {
     bool past = false;
     In of_k, of_z, of_a;
     Out by_g, by_z;
-    Memory<T> across, right[2];
+    T *across, *right[2];
 
     Second(const Layers<Form> &layers, const T *z, const T *by_a, const T *k, T *g_out, T *z_out, T *sums)
         : Way<Form>(layers), z(z), by_a(by_a), k(k), g_out(g_out), z_out(z_out), sums(sums) {
-        for (Memory<T> *memory : {&across, right, right + 1}) *memory = Memory<T>(Form::size(Form::MOST, this->widest));
+        for (T **factor : {&across, right, right + 1}) *factor = Workspace::take<T>(Form::size(Form::MOST, this->widest));
     }
     void open(int64_t tile) {
         Way<Form>::open(tile);
@@ -516,19 +545,19 @@ template <typename Form> struct Second : Way<Form> {
         return pieces(l);
     }
     INLINE void piece(int64_t l, int64_t i) {
-        if (i >= this->count) return Form::turn(across.data(), i - this->count);
+        if (i >= this->count) return Form::turn(across, i - this->count);
         const auto at = Form::place(i, width);
-        auto row = Form::read(l ? this->product.data() : of_k.at, width, at);
+        auto row = Form::read(l ? this->product : of_k.at, width, at);
         if (l) {
             const auto value = Form::read(of_z.at, width, at), s = logistic(value), slope = first(value, s);
             const auto by = Form::read(of_a.at, width, at);
             Form::write(by_z.at, width, at, second(value, s) * by * row, past);
-            Form::put(slope * by, at, rows, width, (T *)nullptr, across.data(), (T *)nullptr);
+            Form::put(slope * by, at, rows, width, (T *)nullptr, across, (T *)nullptr);
             row = slope * row;
         }
         row = this->skip(row, at);
         if (l == n) Form::write(by_g.at, width, at, row);
-        else Form::put(row, at, rows, width, this->left.data(), (T *)nullptr, right[l & 1].data());
+        else Form::put(row, at, rows, width, this->left, (T *)nullptr, right[l & 1]);
     }
     void close(int64_t l) {
         if (l && l <= n) by_z.close();
@@ -542,10 +571,10 @@ template <typename Form> struct Second : Way<Form> {
     }
     template <typename M> void multiply(int64_t l, M &meanwhile) {
         if (l < n)
-            Form::multiply_along(rows, layers.width(l + 1), width, this->left.data(), layers.factor(l), this->product.data(),
+            Form::multiply_along(rows, layers.width(l + 1), width, this->left, layers.factor(l), this->product,
                                  meanwhile);
         if (l)
-            Form::multiply_across(width, layers.width(l - 1), rows, across.data(), right[(l - 1) & 1].data(),
+            Form::multiply_across(width, layers.width(l - 1), rows, across, right[(l - 1) & 1],
                                   sums + layers.place_of_sum[l - 1], meanwhile);
     }
 };

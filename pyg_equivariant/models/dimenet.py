@@ -11,7 +11,7 @@ from pyg_equivariant.models.base import Representation
 from pyg_equivariant.nn.bessel import SphericalBesselBasis
 from pyg_equivariant.nn.conv import Conv, segment_sum
 from pyg_equivariant.nn.cutoff import PolynomialCutoff
-from pyg_equivariant.nn.dense_chain import dense_chain
+from pyg_equivariant.nn.dense_chain import DenseChain
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.geometry import safe_norm
 from pyg_equivariant.nn.orthogonal import orthogonal_dense
@@ -47,7 +47,7 @@ class DimeNetConv(Conv):
 
     def __init__(self, channels: int, num_basis: int, num_degrees: int, *, bilinear: int = 8) -> None:
         super().__init__()
-        self.dense = orthogonal_dense(channels, channels)
+        self.dense = DenseChain([orthogonal_dense(channels, channels)])
         self.radial = orthogonal_dense(num_basis, channels, bias=False)
         self.angular = orthogonal_dense(num_degrees * num_basis, bilinear, bias=False)
         self.weight = nn.Parameter(torch.randn(channels, bilinear, channels) * (2.0 / channels))
@@ -67,7 +67,7 @@ class DimeNetConv(Conv):
             edge_sbf: Radial part of the spherical basis s, likewise.
             paths: Pairs of edges that meet, with their angles in L degrees.
         """
-        x = dense_chain(x, [self.dense]) * self.radial(edge_rbf)
+        x = self.dense(x) * self.radial(edge_rbf)
         mixed = (x @ self.weight.transpose(0, 1).flatten(0, 1).T).unflatten(1, (-1, x.shape[1]))
         return self.message_and_aggregate(paths, torch.bmm(_by_degree(edge_sbf, self.angular), mixed))
 
@@ -101,14 +101,14 @@ class DimeNetPlusPlusConv(Conv):
     def __init__(self, channels: int, num_basis: int, num_degrees: int, *, bottleneck: int = 8) -> None:
         super().__init__()
         inner = max(channels // 2, 1)
-        self.dense = orthogonal_dense(channels, channels)
+        self.dense = DenseChain([orthogonal_dense(channels, channels)])
         self.radial = nn.Sequential(
             orthogonal_dense(num_basis, bottleneck, bias=False), orthogonal_dense(bottleneck, channels, bias=False)
         )
         self.angular = orthogonal_dense(num_degrees * num_basis, bottleneck, bias=False)
         self.spread = orthogonal_dense(bottleneck, inner, bias=False)
-        self.down = orthogonal_dense(channels, inner, bias=False)
-        self.up = orthogonal_dense(inner, channels, bias=False)
+        self.down = DenseChain([orthogonal_dense(channels, inner, bias=False)])
+        self.up = DenseChain([orthogonal_dense(inner, channels, bias=False)])
 
     def forward(
         self,
@@ -118,9 +118,10 @@ class DimeNetPlusPlusConv(Conv):
         paths: Paths,
     ) -> Float[Tensor, "E C"]:
         """The sum over the edges that meet each edge; the arguments are those of :class:`DimeNetConv`."""
-        x = dense_chain(dense_chain(x, [self.dense]) * self.radial(edge_rbf), [self.down])
+        x = self.down(self.dense(x) * self.radial(edge_rbf))
         received = self.message_and_aggregate(paths, _by_degree(edge_sbf, self.angular), x)
-        return dense_chain(received, [self.up])
+        out: Tensor = self.up(received)
+        return out
 
     def message_and_aggregate(
         self, paths: Paths, edge_sbf: Float[Tensor, "E L S"], x: Float[Tensor, "E D"]
@@ -133,15 +134,6 @@ def _by_degree(edge_sbf: Float[Tensor, "E L K"], linear: nn.Linear) -> Float[Ten
     """The terms of ``linear`` of all degrees, before they are summed."""
     weight = linear.weight.unflatten(1, edge_sbf.shape[1:])  # [S, L, K]
     return torch.bmm(edge_sbf.transpose(0, 1), weight.permute(1, 2, 0)).transpose(0, 1)
-
-
-class _Residual(nn.Module):
-    """The layers of ``x + σ(W₂ σ(W₁ x))``."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.inner = orthogonal_dense(channels, channels)
-        self.outer = orthogonal_dense(channels, channels)
 
 
 class _MessageEmbedding(nn.Module):
@@ -169,17 +161,16 @@ class _Interaction(nn.Module):
     def __init__(self, channels: int, conv: DimeNetConv | DimeNetPlusPlusConv) -> None:
         super().__init__()
         self.conv = conv
-        self.own = orthogonal_dense(channels, channels)
-        self.before = _Residual(channels)
-        self.dense = orthogonal_dense(channels, channels)
-        self.after = nn.ModuleList([_Residual(channels), _Residual(channels)])
+        self.own = DenseChain([orthogonal_dense(channels, channels)])
+        self.before = DenseChain([orthogonal_dense(channels, channels) for _ in range(3)], skips=[1])
+        self.after = DenseChain([orthogonal_dense(channels, channels) for _ in range(4)], skips=[1, 3])
 
     def forward(
         self, x: Float[Tensor, "E C"], edge_rbf: Tensor, edge_sbf: Tensor, paths: Paths
     ) -> Float[Tensor, "E C"]:
-        y = dense_chain(x, [self.own]) + self.conv(x, edge_rbf, edge_sbf, paths)
-        y = dense_chain(y, [*self.before.children(), self.dense], skips=[1])
-        return dense_chain(x + y, [layer for block in self.after for layer in block.children()], skips=[1, 3])
+        y = self.before(self.own(x) + self.conv(x, edge_rbf, edge_sbf, paths))
+        out: Tensor = self.after(x + y)
+        return out
 
 
 class _Output(nn.Module):
@@ -192,7 +183,7 @@ class _Output(nn.Module):
         super().__init__()
         self.radial = orthogonal_dense(num_basis, channels, bias=False)
         self.project = project
-        self.layers = nn.ModuleList(orthogonal_dense(width, width) for _ in range(3))
+        self.layers = DenseChain([orthogonal_dense(width, width) for _ in range(3)])
         self.final = nn.Linear(width, channels, bias=False)
         nn.init.zeros_(self.final.weight)
 
@@ -200,7 +191,7 @@ class _Output(nn.Module):
         self, x: Float[Tensor, "E C"], edge_rbf: Float[Tensor, "E K"], target: Int[Tensor, " E"], num_atoms: int
     ) -> Float[Tensor, "N C"]:
         y = self.project(segment_sum(self.radial(edge_rbf) * x, target, num_atoms))
-        out: Tensor = self.final(dense_chain(y, list(self.layers)))
+        out: Tensor = self.final(self.layers(y))
         return out
 
 
@@ -254,6 +245,12 @@ class DimeNet(Representation):
         self.embedding = _MessageEmbedding(channels, num_basis)
         self.interactions = nn.ModuleList(_Interaction(channels, self._conv()) for _ in range(num_layers))
         self.outputs = nn.ModuleList(self._output() for _ in range(num_layers + 1))
+
+    def tabulate(self) -> None:
+        """See :meth:`Representation.tabulate`."""
+        for module in self.modules():
+            if isinstance(module, DenseChain):
+                module.freeze()
 
     def _conv(self) -> DimeNetConv | DimeNetPlusPlusConv:
         return DimeNetConv(self.channels, self.num_basis, self.num_degrees)

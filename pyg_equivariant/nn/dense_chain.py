@@ -9,14 +9,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyg_equivariant.nn.native import is_wanted, operation, runs_on, third_derivative
+from pyg_equivariant.nn.native import define, is_wanted, operation, runs_on, third_derivative
 
-__all__ = ["dense_chain"]
+__all__ = ["DenseChain"]
 
 
-def dense_chain(
-    x: Float[Tensor, "E C"], layers: Sequence[nn.Module], *, skips: Sequence[int] = ()
-) -> Float[Tensor, "E D"]:
+class DenseChain(nn.ModuleList):
     r"""Dense layers, each with a SiLU: :math:`a_l = σ(W_l a_{l-1} + b_l)`, :math:`a_0` the input.
 
     On a CPU a kernel leads some rows through all layers before the next ones, so that what lies between the layers
@@ -25,32 +23,51 @@ def dense_chain(
     numbers become NaN there.
 
     Args:
-        x: The input.
         layers: ``nn.Linear``, W and b, with or without the latter.
         skips: Layers, from 1 on, that add :math:`a_{l-2}`: the second of a residual block.
 
     Raises:
-        ValueError: if the widths do not fit each other.
+        ValueError: if the widths do not fit each other or the input.
 
     Example:
-        >>> block = [nn.Linear(4, 8), nn.Linear(8, 4)]
-        >>> dense_chain(torch.zeros(3, 4), block, skips=[1]).shape
+        >>> block = DenseChain([nn.Linear(4, 8), nn.Linear(8, 4)], skips=[1])
+        >>> block(torch.zeros(3, 4)).shape
         torch.Size([3, 4])
     """
-    linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
-    skip = [int(place in skips) for place in range(len(layers))]
-    widths = [x.shape[1], *(layer.out_features for layer in linear)]
-    fits = [layer.in_features for layer in linear] == widths[:-1] and len(linear) == len(layers) > 0
-    if not fits or any(place < 1 or widths[place - 1] != widths[place + 1] for place in skips):
-        raise ValueError(
-            f"layers {list(layers)} that skip at {list(skips)} do not fit each other or rows of {widths[0]}"
-        )
-    weights = [layer.weight for layer in linear]
-    biases = [layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in linear]
-    if runs_on(x) and x.dtype == weights[0].dtype and not torch.is_autocast_enabled("cpu"):
-        numbers = torch.cat([each.flatten() for pair in zip(weights, biases, strict=True) for each in pair])
-        return _forward(x, numbers, widths, skip)[0]
-    return _chain(x, weights, biases, skip)[0]
+
+    def __init__(self, layers: Sequence[nn.Module], *, skips: Sequence[int] = ()) -> None:
+        super().__init__(layers)
+        linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
+        self.widths = [layer.in_features for layer in linear[:1]] + [layer.out_features for layer in linear]
+        self.skips = [int(place in skips) for place in range(len(layers))]
+        fits = [layer.in_features for layer in linear] == self.widths[:-1] and len(linear) == len(layers) > 0
+        if not fits or any(place < 1 or self.widths[place - 1] != self.widths[place + 1] for place in skips):
+            raise ValueError(f"layers {list(layers)} that skip at {list(skips)} do not fit each other")
+        self.register_buffer("numbers", None, persistent=False)  # the weights and biases, once they are frozen
+        self.register_buffer("packed", None, persistent=False)
+
+    def freeze(self) -> None:
+        """Arranges the weights for the kernel once and for all. They must not change any more."""
+        if runs_on(self[0].weight):
+            self.numbers = self._numbers().detach()
+            self.packed = torch.ops.pyg_equivariant.dense_chain_pack(self.numbers, self.widths)
+
+    def forward(self, x: Float[Tensor, "E C"]) -> Float[Tensor, "E D"]:
+        """The last layer's outcome."""
+        if x.shape[1] != self.widths[0]:
+            raise ValueError(f"a chain that begins with {self[0]} does not fit rows of {x.shape[1]}")
+        weight = self[0].weight
+        if runs_on(x) and x.dtype == weight.dtype and not torch.is_autocast_enabled("cpu"):
+            numbers = self._numbers() if self.numbers is None else self.numbers
+            return _forward(x, numbers, self.packed, self.widths, self.skips)[0]
+        return _chain(x, [layer.weight for layer in self], self._biases(), self.skips)[0]
+
+    def _biases(self) -> list[Tensor]:
+        return [layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in self]
+
+    def _numbers(self) -> Tensor:
+        weights = [layer.weight for layer in self]
+        return torch.cat([each.flatten() for pair in zip(weights, self._biases(), strict=True) for each in pair])
 
 
 def _chain(
@@ -70,13 +87,15 @@ def _chain(
 
 
 _SHAPE = "int[] widths, int[] skips"
+define("dense_chain_pack(Tensor p, int[] widths) -> Tensor")
 _forward = operation(
-    f"dense_chain_forward(Tensor x, Tensor p, {_SHAPE}) -> (Tensor, Tensor)",
-    lambda x, p, widths, skips: (x.new_empty(x.shape[0], widths[-1]), x.new_empty(x.shape[0] * sum(widths[1:]))),
+    f"dense_chain_forward(Tensor x, Tensor p, Tensor? packed, {_SHAPE}) -> (Tensor, Tensor)",
+    lambda x, p, packed, widths, skips: (x.new_empty(x.shape[0], widths[-1]), x.new_empty(x.shape[0] * sum(widths[1:]))),
 )
 _backward = operation(
-    f"dense_chain_backward(Tensor z, Tensor p, Tensor? g, Tensor? h, SymInt rows, {_SHAPE}) -> (Tensor, Tensor)",
-    lambda z, p, g, h, rows, widths, skips: (z.new_empty(rows, widths[0]), z.new_empty(z.shape)),
+    "dense_chain_backward(Tensor z, Tensor p, Tensor? packed, Tensor? g, Tensor? h, SymInt rows, "
+    f"{_SHAPE}) -> (Tensor, Tensor)",
+    lambda z, p, packed, g, h, rows, widths, skips: (z.new_empty(rows, widths[0]), z.new_empty(z.shape)),
 )
 _gradients = operation(
     f"dense_chain_gradients(Tensor x, Tensor z, Tensor p, Tensor? g, Tensor? h, {_SHAPE}) -> (Tensor, Tensor)",
@@ -93,20 +112,20 @@ _second = operation(
 
 
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, p, *ctx.shape = inputs
-    ctx.save_for_backward(x, p, output[1])
+    x, p, packed, *ctx.shape = inputs
+    ctx.save_for_backward(x, p, packed, output[1])
     ctx.set_materialize_grads(False)
 
 
 def _forward_backward(ctx: Any, g: Tensor | None, h: Tensor | None) -> tuple[Tensor | None, ...]:
-    x, p, z = ctx.saved_tensors
+    x, p, packed, z = ctx.saved_tensors
     if is_wanted(ctx, 1):
-        return *_gradients(x, z, p, g, h, *ctx.shape), None, None
-    return _backward(z, p, g, h, x.shape[0], *ctx.shape)[0], None, None, None
+        return *_gradients(x, z, p, g, h, *ctx.shape), None, None, None
+    return _backward(z, p, packed, g, h, x.shape[0], *ctx.shape)[0], None, None, None, None
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    z, p, g, h, ctx.rows, *ctx.shape = inputs
+    z, p, _, g, h, ctx.rows, *ctx.shape = inputs
     ctx.save_for_backward(z, p, g, h, output[1])
     ctx.set_materialize_grads(False)
 
@@ -115,8 +134,9 @@ def _backward_backward(ctx: Any, k: Tensor | None, by_by_a: Tensor | None) -> tu
     z, p, g, h, by_a = ctx.saved_tensors
     if k is not None and by_by_a is None and h is None:
         of_g, of_z, of_p = _second(z, p, by_a, k, *ctx.shape)
-        return of_z, of_p, of_g, None, None, None, None
-    return *third_derivative(_way_back, (z, p, g, h), (ctx.rows, *ctx.shape), (k, by_by_a)), None, None, None
+        return of_z, of_p, None, of_g, None, None, None, None
+    of_z, of_p, of_g, of_h = third_derivative(_way_back, (z, p, g, h), (ctx.rows, *ctx.shape), (k, by_by_a))
+    return of_z, of_p, None, of_g, of_h, None, None, None
 
 
 def _save_all(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:

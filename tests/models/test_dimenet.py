@@ -84,24 +84,22 @@ def copy_weights(source, target):
     target.embedding.edge.weight.copy_(edge)
     target.embedding.edge.bias.copy_(source.emb.lin.bias)
     for block, ours in zip(source.interaction_blocks, target.interactions, strict=True):
-        copy(block.lin_kj, ours.conv.dense)
+        copy(block.lin_kj, ours.conv.dense[0])
         if isinstance(block, pyg.InteractionPPBlock):
             ours.conv.radial[0].weight.copy_(block.lin_rbf1.weight / root)
             copy(block.lin_rbf2, ours.conv.radial[1])
             copy_angular(block.lin_sbf1, ours.conv.angular, target.num_basis)
             copy(block.lin_sbf2, ours.conv.spread)
-            copy(block.lin_down, ours.conv.down)
-            copy(block.lin_up, ours.conv.up)
+            copy(block.lin_down, ours.conv.down[0])
+            copy(block.lin_up, ours.conv.up[0])
         else:
             ours.conv.radial.weight.copy_(block.lin_rbf.weight / root)
             copy_angular(block.lin_sbf, ours.conv.angular, target.num_basis)
             ours.conv.weight.copy_(block.W)
-        copy(block.lin_ji, ours.own)
-        copy(block.lin, ours.dense)
-        residuals = [*block.layers_before_skip, *block.layers_after_skip]
-        for layer, residual in zip(residuals, [ours.before, *ours.after], strict=True):
-            copy(layer.lin1, residual.inner)
-            copy(layer.lin2, residual.outer)
+        copy(block.lin_ji, ours.own[0])
+        before, after = ([dense for layer in layers for dense in (layer.lin1, layer.lin2)] for layers in (block.layers_before_skip, block.layers_after_skip))
+        for layer, dense in zip([*before, block.lin, *after], [*ours.before, *ours.after], strict=True):
+            copy(layer, dense)
     for block, ours in zip(source.output_blocks, target.outputs, strict=True):
         ours.radial.weight.copy_(block.lin_rbf.weight / root)
         if isinstance(block, pyg.OutputPPBlock):

@@ -9,24 +9,18 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pyg_equivariant.nn import dense_chain as module
-from pyg_equivariant.nn.dense_chain import dense_chain
+from pyg_equivariant.nn.dense_chain import DenseChain
 
 ROWS = 150  # more than one tile
 
 
-class Chain(nn.Module):
-    def __init__(self, widths: Sequence[int], skips: Sequence[int]) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        pairs = enumerate(itertools.pairwise(widths))
-        self.layers = nn.ModuleList(nn.Linear(a, b, bias=place != 2) for place, (a, b) in pairs).double()
-        self.skips = skips
-
-    def forward(self, x: Tensor) -> Tensor:
-        return dense_chain(x, list(self.layers), skips=self.skips)
+def chain_of(widths: Sequence[int], skips: Sequence[int]) -> DenseChain:
+    torch.manual_seed(0)
+    pairs = enumerate(itertools.pairwise(widths))
+    return DenseChain([nn.Linear(a, b, bias=place != 2) for place, (a, b) in pairs], skips=skips).double()
 
 
-def function_of(chain: Chain) -> Callable[..., Tensor]:
+def function_of(chain: DenseChain) -> Callable[..., Tensor]:
     """Of the input and the weights."""
     names = [name for name, _ in chain.named_parameters()]
 
@@ -45,7 +39,7 @@ CHAINS = [([5, 7], []), ([8, 16, 8, 20], [1]), ([64, 64, 64, 64, 64], [1, 3]), (
 def test_equals_pytorch(
     widths: list[int], skips: list[int], threads: int, derivatives: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chain = Chain(widths, skips)
+    chain = chain_of(widths, skips)
     function = function_of(chain)
     inputs = [(3 * torch.randn(ROWS, widths[0]).double()).requires_grad_(), *chain.parameters()]
     fast = derivatives(function, inputs, threads=threads)
@@ -62,7 +56,7 @@ def test_single_precision(
     widths: list[int], skips: list[int], threads: int, derivatives: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As exact as PyTorch's, whatever the products of matrices are made of."""
-    chain = Chain(widths, skips)
+    chain = chain_of(widths, skips)
     function = function_of(chain)
     numbers = [torch.randn(ROWS, widths[0]), *(p.detach().float() for p in chain.parameters())]
     fast = derivatives(function, [n.clone().requires_grad_() for n in numbers], threads=threads)
@@ -76,7 +70,7 @@ def test_single_precision(
 def test_what_is_not_finite_stays_so() -> None:
     layer = nn.Linear(2, 1)
     for value in (float("nan"), float("inf"), -float("inf")):
-        assert not dense_chain(torch.tensor([[value, 1.0]]), [layer]).isfinite().any()
+        assert not DenseChain([layer])(torch.tensor([[value, 1.0]])).isfinite().any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -88,14 +82,14 @@ def test_nonlinearity_holds_everywhere(dtype: torch.dtype) -> None:
     x = torch.tensor([[sign * point] for point in points for sign in (1, -1)], dtype=dtype).requires_grad_()
     rounding = 8 * torch.finfo(dtype).eps
     outcomes = []
-    for function in (lambda x: dense_chain(x, [layer]), nn.functional.silu):
+    for function in (DenseChain([layer]), nn.functional.silu):
         y = function(x)
         (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True)
         (curve,) = torch.autograd.grad(slope.sum(), x)
         outcomes.append((y, slope, curve))
     for a, b in zip(*outcomes, strict=True):
         assert ((a - b).abs() <= rounding * b.abs() + rounding).all()
-    assert dense_chain(torch.full((1, 1), float("nan"), dtype=dtype), [layer]).isnan().all()
+    assert DenseChain([layer])(torch.full((1, 1), float("nan"), dtype=dtype)).isnan().all()
 
 
 def test_forces_do_not_compute_gradients_of_weights(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,39 +98,62 @@ def test_forces_do_not_compute_gradients_of_weights(monkeypatch: pytest.MonkeyPa
     for name in ("_backward", "_gradients"):
         operation = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *args, name=name, run=operation: (calls.append(name), run(*args))[1])
-    chain, x = Chain([8, 8], []), torch.ones(3, 8, dtype=torch.float64, requires_grad=True)
+    chain, x = chain_of([8, 8], []), torch.ones(3, 8, dtype=torch.float64, requires_grad=True)
     (forces,) = torch.autograd.grad(chain(x).sum(), x, create_graph=True)
     assert calls == ["_backward"]
     forces.square().sum().backward()
     assert calls == ["_backward", "_gradients"]  # of the first derivative's z
-    assert chain.layers[0].weight.grad is not None
+    assert chain[0].weight.grad is not None
 
 
 def test_no_rows() -> None:
-    chain, x = Chain([8, 8, 8], [1]), torch.zeros(0, 8, dtype=torch.float64, requires_grad=True)
+    chain, x = chain_of([8, 8, 8], [1]), torch.zeros(0, 8, dtype=torch.float64, requires_grad=True)
     y = chain(x)
     y.sum().backward()
     assert y.shape == (0, 8)
     assert x.grad is not None
     assert x.grad.shape == (0, 8)
-    assert (chain.layers[0].weight.grad == 0).all()
+    assert (chain[0].weight.grad == 0).all()
 
 
 def test_autocast_holds() -> None:
-    chain = Chain([8, 8], []).float()
+    chain = chain_of([8, 8], []).float()
     with torch.autocast("cpu", torch.bfloat16):
         assert chain(torch.ones(3, 8)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_frozen_weights_are_arranged_once(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same outcome and derivative, without a look at the layers."""
+    chain, x = chain_of([8, 70, 8], [1]).to(dtype).requires_grad_(False), torch.randn(ROWS, 8, dtype=dtype).requires_grad_()
+
+    def outcome() -> tuple[Tensor, Tensor]:
+        y = chain(x)
+        return y, torch.autograd.grad(y.square().sum(), x)[0]
+
+    expected = outcome()
+    chain.freeze()
+    assert chain.packed is not None
+    assert chain.packed.dtype == torch.uint8  # which no cast changes
+    assert not any(name in chain.state_dict() for name in ("numbers", "packed"))
+    monkeypatch.setattr(DenseChain, "_numbers", lambda self: pytest.fail("the weights were read again"))
+    for a, b in zip(outcome(), expected, strict=True):
+        assert torch.equal(a, b)
+    chain.to(torch.float64 if dtype == torch.float32 else torch.float32)
+    with pytest.raises(ValueError, match=r"needs \d+ bytes of packed weights, got \d+: pack them on the machine"):
+        chain(x.to(chain[0].weight.dtype))
 
 
 def test_what_does_not_fit_is_refused() -> None:
     narrow, wide, square = nn.Linear(8, 4), nn.Linear(4, 8), nn.Linear(4, 4)
     for layers, skips in (
         ([narrow, narrow], []),
-        ([wide], []),
         ([], []),
         ([narrow, nn.SiLU()], []),
         ([narrow, wide], [0]),
         ([narrow, square], [1]),
     ):
-        with pytest.raises(ValueError, match=r"do not fit each other or rows of 8"):
-            dense_chain(torch.zeros(3, 8), layers, skips=skips)
+        with pytest.raises(ValueError, match=r"do not fit each other"):
+            DenseChain(layers, skips=skips)
+    with pytest.raises(ValueError, match=r"begins with Linear\(in_features=4.*\) does not fit rows of 8"):
+        DenseChain([wide])(torch.zeros(3, 8))

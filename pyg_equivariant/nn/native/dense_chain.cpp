@@ -155,15 +155,17 @@ template <typename Form> struct Layers {
     const DenseChain &chain;
     std::vector<int64_t> column, weight, place_of_factor, place_of_sum;  // where each begins: in z a row, in p, packed, in sums
     const int64_t widest;
+    int64_t length = 0;  // of all factors
     const Workspace workspace;
-    T *factors, *biases;
+    const T *factors;
+    T *biases;
     bool is_far;
 
     enum Side { FORWARD, BACKWARD };
 
     Layers(const DenseChain &chain, const T *p, Side side)
         : chain(chain), widest(padded<T>(*std::max_element(chain.widths, chain.widths + chain.layers + 1))) {
-        int64_t columns = 0, size = 0, length = 0, sums = 0;
+        int64_t columns = 0, size = 0, sums = 0;
         for (int64_t l = 0; l < chain.layers; ++l) {
             const int64_t in = chain.widths[l], out = chain.widths[l + 1];
             column.push_back(columns), weight.push_back(size), place_of_factor.push_back(length), place_of_sum.push_back(sums);
@@ -171,15 +173,27 @@ template <typename Form> struct Layers {
             sums += (width(l) + 1) * width(l + 1);
         }
         place_of_sum.push_back(sums);
-        factors = workspace.take<T>(length), biases = workspace.take<T>((chain.layers + 1) * widest);
+        biases = workspace.take<T>((chain.layers + 1) * widest);
         std::fill_n(biases, (chain.layers + 1) * widest, T(0));
         for (int64_t l = 0; l < chain.layers; ++l) {
             const int64_t in = chain.widths[l], out = chain.widths[l + 1];
-            if (side == FORWARD) Form::pack(p + weight[l], in, out, 1, in, factors + place_of_factor[l]);
-            else Form::pack(p + weight[l], out, in, in, 1, factors + place_of_factor[l]);
             std::copy_n(p + weight[l] + in * out, out, biases + l * widest);
         }
+        if (chain.packed) {
+            factors = static_cast<const T *>(chain.packed) + (side == FORWARD ? 0 : length);
+        } else {
+            T *to = workspace.take<T>(length);
+            pack(p, side, to);
+            factors = to;
+        }
         is_far = chain.rows * columns * int64_t(sizeof(T)) > CACHED;
+    }
+    void pack(const T *p, Side side, T *to) const {
+        for (int64_t l = 0; l < chain.layers; ++l) {
+            const int64_t in = chain.widths[l], out = chain.widths[l + 1];
+            if (side == FORWARD) Form::pack(p + weight[l], in, out, 1, in, to + place_of_factor[l]);
+            else Form::pack(p + weight[l], out, in, in, 1, to + place_of_factor[l]);
+        }
     }
     int64_t count() const { return chain.layers; }
     int64_t width(int64_t place) const { return padded<T>(chain.widths[place]); }
@@ -588,6 +602,18 @@ template <typename T, typename Work> static void formed(const Work &work) {
     work(Plain<T>());
 }
 
+template <typename T> int64_t dense_chain_pack(const DenseChain &chain, const T *p, T *out) {
+    int64_t length = 0;
+    formed<T>([&](auto form) {
+        using L = Layers<decltype(form)>;
+        const L layers(chain, p, L::FORWARD);
+        length = layers.length;
+        for (const auto side : {L::FORWARD, L::BACKWARD})
+            if (out) layers.pack(p, side, side == L::FORWARD ? out : out + length);
+    });
+    return 2 * length;
+}
+
 template <typename T> void dense_chain_forward(const DenseChain &chain, const T *x, const T *p, T *y, T *z) {
     formed<T>([&](auto form) {
         using L = Layers<decltype(form)>;
@@ -620,6 +646,7 @@ void dense_chain_second(const DenseChain &chain, const T *z, const T *p, const T
 }
 
 #define EXPORT(T)                                                                                                           \
+    template int64_t dense_chain_pack<T>(const DenseChain &, const T *, T *);                                               \
     template void dense_chain_forward<T>(const DenseChain &, const T *, const T *, T *, T *);                               \
     template void dense_chain_backward<T>(const DenseChain &, const T *, const T *, const T *, const T *, const T *, T *,   \
                                           T *, T *);                                                                        \

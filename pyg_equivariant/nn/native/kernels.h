@@ -45,6 +45,7 @@ inline int64_t stray(const Harmonics &size) {
 struct DenseChain {
     int64_t rows, layers, threads;
     const int64_t *widths, *skips;
+    const void *packed = nullptr;  // what dense_chain_pack made of the weights, if it did
 };
 
 // see edge_sum.cpp
@@ -77,7 +78,8 @@ template <typename T>
 int64_t product_second(const Harmonics &, int64_t rank, const T *y, const T *b, const T *w, const T *x, const T *g, const T *hy,
                        const T *hb, const T *hw, const T *hx, T *y_out, T *b_out, T *w_out, T *x_out, T *g_out);
 
-// see dense_chain.cpp
+// see dense_chain.cpp; returns how many numbers the packed weights have, and writes them unless out is null
+template <typename T> int64_t dense_chain_pack(const DenseChain &, const T *p, T *out);
 template <typename T> void dense_chain_forward(const DenseChain &, const T *x, const T *p, T *y, T *z);
 template <typename T>
 void dense_chain_backward(const DenseChain &, const T *x, const T *z, const T *p, const T *g, const T *h, T *x_out, T *a_out,

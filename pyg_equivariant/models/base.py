@@ -63,10 +63,10 @@ class Representation(Configurable, ABC):
         """
 
     def tabulate(self) -> None:
-        """Computes filters of the edges' lengths once and for all, for weights that do not change any more.
+        """Does once and for all what weights that do not change any more need no more than once.
 
-        Changes nothing in a model that is not float32 on a CPU, or has no networks of the lengths alone. What is
-        tabulated can be neither trained nor saved.
+        On a CPU networks of the edges' lengths alone are tabulated, in float32, and the weights of a
+        :class:`~pyg_equivariant.nn.dense_chain.DenseChain` arranged. The model can be neither trained nor saved then.
         """
         return
 

@@ -35,38 +35,48 @@ class DenseChain(nn.ModuleList):
         torch.Size([3, 4])
     """
 
+    numbers: Tensor | None
+    packed: Tensor | None
+
     def __init__(self, layers: Sequence[nn.Module], *, skips: Sequence[int] = ()) -> None:
         super().__init__(layers)
-        linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
-        self.widths = [layer.in_features for layer in linear[:1]] + [layer.out_features for layer in linear]
-        self.skips = [int(place in skips) for place in range(len(layers))]
-        fits = [layer.in_features for layer in linear] == self.widths[:-1] and len(linear) == len(layers) > 0
-        if not fits or any(place < 1 or self.widths[place - 1] != self.widths[place + 1] for place in skips):
+        linear = self._linear()
+        widths = [layer.in_features for layer in linear[:1]] + [layer.out_features for layer in linear]
+        fits = [layer.in_features for layer in linear] == widths[:-1] and len(linear) == len(layers) > 0
+        if not fits or any(place < 1 or widths[place - 1] != widths[place + 1] for place in skips):
             raise ValueError(f"layers {list(layers)} that skip at {list(skips)} do not fit each other")
+        self.widths = widths
+        self.skips = [int(place in skips) for place in range(len(layers))]
         self.register_buffer("numbers", None, persistent=False)  # the weights and biases, once they are frozen
         self.register_buffer("packed", None, persistent=False)
 
     def freeze(self) -> None:
         """Arranges the weights for the kernel once and for all. They must not change any more."""
-        if runs_on(self[0].weight):
-            self.numbers = self._numbers().detach()
-            self.packed = torch.ops.pyg_equivariant.dense_chain_pack(self.numbers, self.widths)
+        numbers = self._numbers().detach()
+        if runs_on(numbers):
+            self.numbers = numbers
+            self.packed = torch.ops.pyg_equivariant.dense_chain_pack(numbers, self.widths)
 
     def forward(self, x: Float[Tensor, "E C"]) -> Float[Tensor, "E D"]:
         """The last layer's outcome."""
         if x.shape[1] != self.widths[0]:
             raise ValueError(f"a chain that begins with {self[0]} does not fit rows of {x.shape[1]}")
-        weight = self[0].weight
-        if runs_on(x) and x.dtype == weight.dtype and not torch.is_autocast_enabled("cpu"):
+        weights = [layer.weight for layer in self._linear()]
+        if runs_on(x) and x.dtype == weights[0].dtype and not torch.is_autocast_enabled("cpu"):
             numbers = self._numbers() if self.numbers is None else self.numbers
             return _forward(x, numbers, self.packed, self.widths, self.skips)[0]
-        return _chain(x, [layer.weight for layer in self], self._biases(), self.skips)[0]
+        return _chain(x, weights, self._biases(), self.skips)[0]
+
+    def _linear(self) -> list[nn.Linear]:
+        return [layer for layer in self if isinstance(layer, nn.Linear)]
 
     def _biases(self) -> list[Tensor]:
-        return [layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in self]
+        return [
+            layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in self._linear()
+        ]
 
     def _numbers(self) -> Tensor:
-        weights = [layer.weight for layer in self]
+        weights = [layer.weight for layer in self._linear()]
         return torch.cat([each.flatten() for pair in zip(weights, self._biases(), strict=True) for each in pair])
 
 
@@ -90,7 +100,10 @@ _SHAPE = "int[] widths, int[] skips"
 define("dense_chain_pack(Tensor p, int[] widths) -> Tensor")
 _forward = operation(
     f"dense_chain_forward(Tensor x, Tensor p, Tensor? packed, {_SHAPE}) -> (Tensor, Tensor)",
-    lambda x, p, packed, widths, skips: (x.new_empty(x.shape[0], widths[-1]), x.new_empty(x.shape[0] * sum(widths[1:]))),
+    lambda x, p, packed, widths, skips: (
+        x.new_empty(x.shape[0], widths[-1]),
+        x.new_empty(x.shape[0] * sum(widths[1:])),
+    ),
 )
 _backward = operation(
     "dense_chain_backward(Tensor z, Tensor p, Tensor? packed, Tensor? g, Tensor? h, SymInt rows, "

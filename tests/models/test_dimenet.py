@@ -12,6 +12,7 @@ from torch_geometric.nn.models import dimenet_utils
 from pyg_equivariant.data import RadiusGraph
 from pyg_equivariant.models.dimenet import DimeNet, DimeNetPlusPlus
 from pyg_equivariant.nn.bessel import spherical_bessel_roots
+from pyg_equivariant.nn.dense_chain import DenseChain
 from pyg_equivariant.potential import Potential
 from pyg_equivariant.testing import assert_close, example_molecule, fill_by_formula
 
@@ -97,7 +98,10 @@ def copy_weights(source, target):
             copy_angular(block.lin_sbf, ours.conv.angular, target.num_basis)
             ours.conv.weight.copy_(block.W)
         copy(block.lin_ji, ours.own[0])
-        before, after = ([dense for layer in layers for dense in (layer.lin1, layer.lin2)] for layers in (block.layers_before_skip, block.layers_after_skip))
+        before, after = (
+            [dense for layer in layers for dense in (layer.lin1, layer.lin2)]
+            for layers in (block.layers_before_skip, block.layers_after_skip)
+        )
         for layer, dense in zip([*before, block.lin, *after], [*ours.before, *ours.after], strict=True):
             copy(layer, dense)
     for block, ours in zip(source.output_blocks, target.outputs, strict=True):
@@ -184,3 +188,18 @@ def test_outputs_are_zero_at_the_start(model):
     finals = [weight for name, weight in potential.named_parameters() if name.endswith("final.weight")]
     assert len(finals) == 3
     assert all(weight.eq(0.0).all() and weight.grad.ne(0.0).any() for weight in finals)
+
+
+@pytest.mark.parametrize("model", [DimeNet, DimeNetPlusPlus])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_frozen_copy_has_its_layers_arranged(model, dtype):
+    """All of them, once; forces are the same."""
+    potential = Potential(model(channels=8, num_layers=2, cutoff=3.0)).to(dtype).eval()
+    fill_by_formula(potential)
+    frozen = potential.frozen()
+    chains = [[m for m in of.modules() if isinstance(m, DenseChain)] for of in (potential, frozen)]
+    assert all(chain.packed is None for chain in chains[0])
+    assert all(chain.packed is not None for chain in chains[1])
+    assert len(chains[1]) > 10
+    data = RadiusGraph(3.0)(example_molecule())
+    assert torch.equal(frozen(data).forces, potential(data).forces)

@@ -125,7 +125,8 @@ def test_autocast_holds() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_frozen_weights_are_arranged_once(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same outcome and derivative, without a look at the layers."""
-    chain, x = chain_of([8, 70, 8], [1]).to(dtype).requires_grad_(False), torch.randn(ROWS, 8, dtype=dtype).requires_grad_()
+    chain = chain_of([8, 70, 8], [1]).to(dtype).requires_grad_(False)
+    x = torch.randn(ROWS, 8, dtype=dtype).requires_grad_()
 
     def outcome() -> tuple[Tensor, Tensor]:
         y = chain(x)

@@ -154,8 +154,7 @@ template <typename Form> struct Layers {
     using T = typename Form::Number;
     const DenseChain &chain;
     std::vector<int64_t> column, weight, place_of_factor, place_of_sum;  // where each begins: in z a row, in p, packed, in sums
-    const int64_t widest;
-    int64_t length = 0;  // of all factors
+    const int64_t widest, length = length_of(chain);  // of all factors
     const Workspace workspace;
     const T *factors;
     T *biases;
@@ -165,11 +164,12 @@ template <typename Form> struct Layers {
 
     Layers(const DenseChain &chain, const T *p, Side side)
         : chain(chain), widest(padded<T>(*std::max_element(chain.widths, chain.widths + chain.layers + 1))) {
-        int64_t columns = 0, size = 0, sums = 0;
+        int64_t columns = 0, size = 0, sums = 0, factor = 0;
+        for (auto *places : {&column, &weight, &place_of_factor, &place_of_sum}) places->reserve(chain.layers + 1);
         for (int64_t l = 0; l < chain.layers; ++l) {
             const int64_t in = chain.widths[l], out = chain.widths[l + 1];
-            column.push_back(columns), weight.push_back(size), place_of_factor.push_back(length), place_of_sum.push_back(sums);
-            columns += out, size += (in + 1) * out, length += Form::size(width(l), width(l + 1));
+            column.push_back(columns), weight.push_back(size), place_of_factor.push_back(factor), place_of_sum.push_back(sums);
+            columns += out, size += (in + 1) * out, factor += Form::size(width(l), width(l + 1));
             sums += (width(l) + 1) * width(l + 1);
         }
         place_of_sum.push_back(sums);
@@ -187,6 +187,12 @@ template <typename Form> struct Layers {
             factors = to;
         }
         is_far = chain.rows * columns * int64_t(sizeof(T)) > CACHED;
+    }
+    static int64_t length_of(const DenseChain &chain) {
+        int64_t length = 0;
+        for (int64_t l = 0; l < chain.layers; ++l)
+            length += Form::size(padded<T>(chain.widths[l]), padded<T>(chain.widths[l + 1]));
+        return length;
     }
     void pack(const T *p, Side side, T *to) const {
         for (int64_t l = 0; l < chain.layers; ++l) {
@@ -606,10 +612,12 @@ template <typename T> int64_t dense_chain_pack(const DenseChain &chain, const T 
     int64_t length = 0;
     formed<T>([&](auto form) {
         using L = Layers<decltype(form)>;
-        const L layers(chain, p, L::FORWARD);
-        length = layers.length;
-        for (const auto side : {L::FORWARD, L::BACKWARD})
-            if (out) layers.pack(p, side, side == L::FORWARD ? out : out + length);
+        length = L::length_of(chain);
+        if (!out) return;
+        DenseChain packed = chain;
+        packed.packed = out;
+        const L layers(packed, p, L::FORWARD);
+        layers.pack(p, L::FORWARD, out), layers.pack(p, L::BACKWARD, out + length);
     });
     return 2 * length;
 }

@@ -31,11 +31,20 @@ def function_of(chain: DenseChain) -> Callable[..., Tensor]:
     return function
 
 
-CHAINS = [([5, 7], []), ([8, 16, 8, 20], [1]), ([64, 64, 64, 64, 64], [1, 3]), ([3, 70, 3], [1]), ([4, 4, 4], [1])]
+CHAINS = [
+    ([5, 7], []),
+    ([8, 16, 8, 20], [1]),
+    ([64, 64, 64, 64, 64], [1, 3]),
+    ([3, 70, 3], [1]),
+    ([4, 4, 4], [1]),
+    ([8, 8, 8, 8, 8, 8], [1, 3]),  # the last layer reads the sum of three outcomes
+    ([8, 8, 8, 8, 8], [2]),
+    ([8, 8, 8, 8, 8], [1, 2, 3]),
+]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize(("widths", "skips"), CHAINS, ids=[str(widths) for widths, _ in CHAINS])
+@pytest.mark.parametrize(("widths", "skips"), CHAINS, ids=[f"{widths} {skips}" for widths, skips in CHAINS])
 def test_equals_pytorch(
     widths: list[int], skips: list[int], threads: int, derivatives: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -51,7 +60,7 @@ def test_equals_pytorch(
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize(("widths", "skips"), CHAINS, ids=[str(widths) for widths, _ in CHAINS])
+@pytest.mark.parametrize(("widths", "skips"), CHAINS, ids=[f"{widths} {skips}" for widths, skips in CHAINS])
 def test_single_precision(
     widths: list[int], skips: list[int], threads: int, derivatives: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,6 +74,18 @@ def test_single_precision(
     exact = derivatives(function, [n.double().requires_grad_() for n in numbers])
     for number, (a, b, c) in enumerate(zip(fast, slow, exact, strict=True)):
         assert (a - c).norm() <= 2 * (b - c).norm() + 3e-7 * c.norm(), number
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_more_rows_than_caches_hold(dtype: torch.dtype, derivatives: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the layers keep is written past the caches then."""
+    chain = chain_of([64, 64, 64], [1]).to(dtype)
+    numbers = [torch.randn(10_000, 64, dtype=dtype), *(p.detach() for p in chain.parameters())]
+    fast = derivatives(function_of(chain), [n.clone().requires_grad_() for n in numbers])
+    monkeypatch.setattr(module, "runs_on", lambda x: False)
+    slow = derivatives(function_of(chain), [n.clone().requires_grad_() for n in numbers])
+    for number, (a, b) in enumerate(zip(fast, slow, strict=True)):
+        assert (a - b).norm() <= 20 * torch.finfo(dtype).eps * b.norm(), number
 
 
 def test_what_is_not_finite_stays_so() -> None:
@@ -141,7 +162,9 @@ def test_frozen_weights_are_arranged_once(dtype: torch.dtype, monkeypatch: pytes
     for a, b in zip(outcome(), expected, strict=True):
         assert torch.equal(a, b)
     chain.to(torch.float64 if dtype == torch.float32 else torch.float32)
-    with pytest.raises(ValueError, match=r"needs \d+ bytes of packed weights, got \d+: pack them on the machine"):
+    with pytest.raises(
+        ValueError, match=r"needs \d+ bytes of packed weights, got \d+: freeze the model in the precision"
+    ):
         chain(x.to(chain[0].weight.dtype))
 
 

@@ -372,7 +372,7 @@ template <typename Form> struct Way {
         width = layers.width(place), count = pieces_of(place);
         added = adds ? kept[place & 1] : nullptr, keeps = keep ? kept[place & 1] : nullptr;
     }
-    template <typename Row> INLINE Row skip(Row row, typename Form::Place at) const {
+    template <typename Row> INLINE Row skip(Row row, Place at) const {
         if (added) row = row + Form::read(added, width, at);
         if (keeps) Form::write(keeps, width, at, row);
         return row;
@@ -492,7 +492,7 @@ template <typename Form, bool WEIGHTS> struct Backward : Way<Form> {
         if (WEIGHTS) Form::add_to_row(sums + layers.place_of_bias(n - 1 - s), at, row);
         if (WEIGHTS && s) outcome(n - 1 - s, value * logistic, at);
     }
-    template <typename Row> INLINE void outcome(int64_t l, Row row, typename Form::Place at) {
+    template <typename Row> INLINE void outcome(int64_t l, Row row, Place at) {
         for (; layers.skips(l); l -= 2) {
             if (l == 1) {
                 row = row + Form::read(of_x.at, width, at);
@@ -619,7 +619,7 @@ template <typename T> int64_t dense_chain_pack(const DenseChain &chain, const T 
         const L layers(packed, p, L::FORWARD);
         layers.pack(p, L::FORWARD, out), layers.pack(p, L::BACKWARD, out + length);
     });
-    return 2 * length;
+    return 2 * length + REGISTER / sizeof(T);  // so that their number is another one where registers are
 }
 
 template <typename T> void dense_chain_forward(const DenseChain &chain, const T *x, const T *p, T *y, T *z) {

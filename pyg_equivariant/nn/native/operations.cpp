@@ -327,7 +327,8 @@ struct Chain {
         if (!packed) return;
         const int64_t bytes = size_of_packed(weights);
         TORCH_CHECK_VALUE(packed->nbytes() == size_t(bytes), "a chain of the widths ", widths, " needs ", bytes,
-                          " bytes of packed weights, got ", packed->nbytes(), ": pack them on the machine that uses them");
+                          " bytes of packed weights, got ", packed->nbytes(),
+                          ": freeze the model in the precision, and on the machine, that it is used with");
         chain.packed = packed->const_data_ptr();
     }
     int64_t size_of_packed(const Tensor &weights) const {

@@ -40,6 +40,11 @@ template <typename T> static void copy_row(int64_t size, const T *from, T *to) {
     each<T>(size, [=](auto block, int64_t c) { block.at(from + c).put(to + c); });
 }
 
+// Where a piece is in its rows.
+struct Place {
+    int64_t row, column;
+};
+
 #ifdef TILES
 
 constexpr int64_t SIDE = 16, DEPTH = 32, PARTS = 3, LENGTH = SIDE * DEPTH;  // of a tile
@@ -182,10 +187,6 @@ static INLINE void tile_product(int64_t blocks, const uint16_t *a, const uint16_
 struct Tiled {
     using Number = float;
     static constexpr int64_t HEIGHT = 2 * SIDE, MOST = 2 * HEIGHT;
-    struct Place {
-        int64_t row, column;
-    };
-
     // How many numbers a factor has.
     static int64_t size(int64_t rows, int64_t width) { return rows * width * PARTS / 2; }
 
@@ -312,10 +313,6 @@ static void product(const T *a, int64_t step_i, int64_t step_k, const T *b, int6
 template <typename T> struct Plain {
     using Number = T;
     static constexpr int64_t HEIGHT = 1, MOST = 8 * ROWS;
-    struct Place {
-        int64_t row, column;
-    };
-
     static int64_t size(int64_t rows, int64_t width) { return rows * width; }
 
     static int64_t pieces(int64_t rows, int64_t width) { return rows * (width / PANEL<T>); }

@@ -57,6 +57,9 @@ def register_rules() -> None:
         return x
 
     register_lowering(torch.ops.pyg_equivariant.stored.default, type_promotion_kind=None)(realize)
+    from pyg_equivariant.nn.bundle import bundle_kernels
+
+    bundle_kernels()
 
 
 def inductor_options() -> dict[str, Any]:
@@ -72,10 +75,10 @@ extern "C" void kernel(const float* x) {}
 
 
 def _compile_nothing() -> None:
-    from torch._inductor.async_compile import AsyncCompile
+    from pyg_equivariant.nn.bundle import load
 
     with contextlib.suppress(Exception):  # the compiler says it itself, with its reason, when it gets there
-        AsyncCompile().cpp_pybinding(["const float*"], _NOTHING)
+        load([_NOTHING])
 
 
 @functools.cache

@@ -1,0 +1,146 @@
+"""The compiler's kernels, compiled some at once instead of each for itself."""
+
+import functools
+import re
+from collections.abc import Callable
+from typing import Any
+
+from torch._inductor.async_compile import AsyncCompile, get_compile_threads
+from torch._inductor.codecache import CppPythonBindingsCodeCache, LambdaFuture
+
+__all__ = ["bundle_kernels", "load"]
+
+FEWEST = 4
+"""Kernels for which it is worth to start g++ a second time: reading PyTorch's header takes it as long as these."""
+
+_BINDINGS = """
+#include <Python.h>
+#include <exception>
+#include <stdexcept>
+#include <type_traits>
+#include <utility>
+
+static void *(*data_of)(PyObject *);  // of a tensor
+
+template <typename T> static T argument(PyObject *value) {
+    T result;
+    if constexpr (std::is_pointer_v<T>) {
+        result = static_cast<T>(data_of(value));
+    } else if constexpr (std::is_floating_point_v<T>) {
+        result = static_cast<T>(PyFloat_AsDouble(value));
+    } else if constexpr (std::is_signed_v<T>) {
+        result = static_cast<T>(PyLong_AsLongLong(value));
+    } else {
+        result = static_cast<T>(PyLong_AsUnsignedLongLong(value));
+    }
+    if (PyErr_Occurred()) throw std::invalid_argument("a kernel was called with something of another type");
+    return result;
+}
+
+template <typename... T, size_t... PLACE>
+static void call(void (*kernel)(T...), PyObject *const *values, std::index_sequence<PLACE...>) {
+    kernel(argument<T>(values[PLACE])...);
+}
+
+template <typename... T> static void call(void (*kernel)(T...), PyObject *const *values, Py_ssize_t count) {
+    if (count != sizeof...(T)) throw std::invalid_argument("a kernel was called with another number of arguments");
+    call(kernel, values, std::index_sequence_for<T...>());
+}
+
+template <auto KERNEL> static PyObject *bound(PyObject *, PyObject *const *values, Py_ssize_t count) {
+    try {
+        call(KERNEL, values, count);
+        Py_RETURN_NONE;
+    } catch (const std::exception &error) {
+        if (!PyErr_Occurred()) PyErr_SetString(PyExc_RuntimeError, error.what());
+        return nullptr;
+    }
+}
+"""
+
+
+class _CodeCache(CppPythonBindingsCodeCache):
+    entry_function = "kernels"  # the module's name
+
+
+def bundle_kernels() -> None:
+    """Lets the compiler, in this process, compile the kernels of a graph together.
+
+    g++ reads PyTorch's header for half a second and then needs a tenth for a kernel. Every core gets its share of the
+    kernels, in one file; and their calls from Python cost less.
+    """
+    AsyncCompile.cpp_pybinding = _cpp_pybinding  # type: ignore[method-assign]
+
+
+def _cpp_pybinding(
+    compiler: AsyncCompile,
+    argtypes: list[str],
+    source_code: str,
+    alone: Callable[..., Any] = AsyncCompile.cpp_pybinding,
+) -> Any:
+    if get_compile_threads() <= 1:  # nobody waits for futures then
+        return alone(compiler, argtypes, source_code)
+    bundle = vars(compiler).setdefault("pyg_equivariant_bundle", _Bundle())
+    return LambdaFuture(bundle.add(source_code))
+
+
+class _Bundle:
+    """What one module of generated Python calls."""
+
+    def __init__(self) -> None:
+        self.sources: list[str] = []
+
+    def add(self, source: str) -> Callable[[], Any]:
+        place = len(self.sources)
+        self.sources.append(source)
+        return lambda: self.kernels[place]
+
+    @functools.cached_property
+    def kernels(self) -> list[Any]:
+        count = max(1, min(get_compile_threads(), len(self.sources) // FEWEST))
+        parts: list[list[int]] = [[] for _ in range(count)]
+        for place in sorted(range(len(self.sources)), key=lambda place: -len(self.sources[place])):
+            min(parts, key=lambda part: sum(len(self.sources[other]) for other in part)).append(place)
+        loaders = [load([self.sources[place] for place in part]) for part in parts]
+        found = [kernel for loader in loaders for kernel in loader()]
+        order = [place for part in parts for place in part]
+        return [kernel for _, kernel in sorted(zip(order, found, strict=True), key=lambda pair: pair[0])]
+
+
+def load(sources: list[str]) -> Callable[[], list[Any]]:
+    """Begins to compile some kernels.
+
+    Args:
+        sources: C++ with a function ``kernel`` each.
+
+    Returns:
+        What waits for them and gives them.
+    """
+    names = [f"kernel_{place}" for place in range(len(sources))]
+    spaces = [_in_namespace(source, name) for source, name in zip(sources, names, strict=True)]
+    table = [f'{{"{name}", (PyCFunction)(void *)bound<in_{name}::{name}>, METH_FASTCALL, nullptr}}' for name in names]
+    code = f"""{"".join(spaces)}{_BINDINGS}
+static PyMethodDef functions[] = {{{", ".join(table)}, {{}}}};
+static PyModuleDef definition = {{PyModuleDef_HEAD_INIT, "kernels", nullptr, -1, functions}};
+
+PyMODINIT_FUNC PyInit_kernels() {{
+    data_of = reinterpret_cast<void *(*)(PyObject *)>(std::stoull(getenv("_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR")));
+    return PyModule_Create(&definition);
+}}
+"""
+    loader = _CodeCache.load_async(code, submit_fn=AsyncCompile.submit)
+
+    def kernels() -> list[Any]:
+        module = loader()
+        return [getattr(module, name) for name in names]
+
+    return kernels
+
+
+def _in_namespace(source: str, name: str) -> str:
+    """A kernel under another name, all that is with it in a namespace of its own."""
+    lines = source.splitlines()
+    includes = [line for line in lines if line.startswith("#include")]
+    rest = "\n".join(line for line in lines if not line.startswith("#include"))
+    renamed = re.sub(r'(extern "C"[^(]*\b)kernel\(', rf"\1{name}(", rest)
+    return "\n".join([*includes, f"namespace in_{name} {{", renamed, f"}}  // namespace in_{name}", ""])

@@ -230,7 +230,7 @@ class Predictor(Configurable):
 
         def step(*args: Any, **kwargs: Any) -> Prediction:
             if is_inductor:
-                warm_up()
+                warm_up(told.get("options", {}).get("cpp_wrapper", False))
             with settings:
                 return compiled(*args, **kwargs)
 

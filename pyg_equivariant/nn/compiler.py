@@ -49,6 +49,8 @@ def register_rules() -> None:
     from torch._inductor.decomposition import register_decomposition
     from torch._inductor.lowering import register_lowering
 
+    from pyg_equivariant.nn.host_code import register_loaders
+
     for operation, kernel in DECOMPOSITIONS.items():
         register_decomposition([operation])(kernel)
 
@@ -57,9 +59,7 @@ def register_rules() -> None:
         return x
 
     register_lowering(torch.ops.pyg_equivariant.stored.default, type_promotion_kind=None)(realize)
-    from pyg_equivariant.nn.bundle import bundle_kernels
-
-    bundle_kernels()
+    register_loaders()
 
 
 def inductor_options() -> dict[str, Any]:
@@ -69,25 +69,22 @@ def inductor_options() -> dict[str, Any]:
     return {"custom_partitioner_fn": Partition()}
 
 
-_NOTHING = """#include <torch/csrc/inductor/cpp_prefix.h>
-extern "C" void kernel(const float* x) {}
-"""
-
-
-def _compile_nothing() -> None:
-    from pyg_equivariant.nn.bundle import load
-
-    with contextlib.suppress(Exception):  # the compiler says it itself, with its reason, when it gets there
-        load([_NOTHING])
-
-
 @functools.cache
-def warm_up() -> Thread:
-    """Begins in the background, once a process, what the compiler would stop for before its first kernel.
+def warm_up(cpp_wrapper: bool) -> Thread:
+    """Begins in the background, once a process, what the compiler would stop for before it compiles anything.
 
-    It compiles and loads small programs to learn which vectors the processor has, and compiles the header of all
-    kernels. Meanwhile the step is traced, which takes a single core.
+    It compiles and loads small programs to learn which vectors the processor has, and compiles a header. Meanwhile the
+    step is traced, which takes a single core.
+
+    Args:
+        cpp_wrapper: Whether nothing of the compiled step is to be in Python.
     """
-    thread = Thread(target=_compile_nothing, name="compiler's warm-up", daemon=True)
+    from pyg_equivariant.nn.host_code import prepare
+
+    def run() -> None:
+        with contextlib.suppress(Exception):  # the compiler says it itself, with its reason, when it gets there
+            prepare(cpp_wrapper)
+
+    thread = Thread(target=run, name="compiler's warm-up", daemon=True)
     thread.start()
     return thread

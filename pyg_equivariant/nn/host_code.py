@@ -1,14 +1,15 @@
-"""The compiler's kernels, compiled some at once instead of each for itself."""
+"""How the C++ that the compiler writes is led through g++, which is most of what a first step waits for."""
 
 import functools
 import re
 from collections.abc import Callable
 from typing import Any
 
+from torch._inductor import cpu_vec_isa
 from torch._inductor.async_compile import AsyncCompile, get_compile_threads
-from torch._inductor.codecache import CppPythonBindingsCodeCache, LambdaFuture
+from torch._inductor.codecache import CppPythonBindingsCodeCache, CppWrapperCodeCache, LambdaFuture
 
-__all__ = ["bundle_kernels", "load"]
+__all__ = ["prepare", "register_loaders"]
 
 FEWEST = 4
 """Kernels for which it is worth to start g++ a second time: reading PyTorch's header takes it as long as these."""
@@ -59,17 +60,49 @@ template <auto KERNEL> static PyObject *bound(PyObject *, PyObject *const *value
 """
 
 
-class _CodeCache(CppPythonBindingsCodeCache):
+class _KernelsCodeCache(CppPythonBindingsCodeCache):
     entry_function = "kernels"  # the module's name
 
 
-def bundle_kernels() -> None:
-    """Lets the compiler, in this process, compile the kernels of a graph together.
+def register_loaders() -> None:
+    """Lets the compiler, in this process, hand its C++ to g++ as follows.
 
-    g++ reads PyTorch's header for half a second and then needs a tenth for a kernel. Every core gets its share of the
-    kernels, in one file; and their calls from Python cost less.
+    g++ reads PyTorch's header for half a second and then needs a tenth for a kernel. Of the kernels of a graph every core
+    gets its share in one file; their calls from Python cost less, too. Where nothing of a graph is in Python, the
+    function that calls its kernels is long and not worth the effort of -O3, which takes longer for it than for all
+    kernels. And of the processor's instruction sets only the widest is tried, which contains the others.
     """
+    cpu_vec_isa.valid_vec_isa_list = _instruction_sets
     AsyncCompile.cpp_pybinding = _cpp_pybinding  # type: ignore[method-assign]
+    CppWrapperCodeCache.load_pybinding = _load_wrapper  # type: ignore[method-assign]
+
+
+def prepare(cpp_wrapper: bool) -> None:
+    """Learns which vectors the processor has, and begins to compile the header.
+
+    Args:
+        cpp_wrapper: The header of graphs with nothing in Python, else that of kernels.
+    """
+    if cpp_wrapper:
+        code = "#include <torch/csrc/inductor/cpp_wrapper/cpu.h>\n"
+        CppWrapperCodeCache.load_async(code, needs_vec_isa=True)
+    else:
+        _load(['#include <torch/csrc/inductor/cpp_prefix.h>\nextern "C" void kernel(const float* x) {}\n'])
+
+
+@functools.cache
+def _instruction_sets(
+    trying_each: Callable[[], list[cpu_vec_isa.VecISA]] = cpu_vec_isa.valid_vec_isa_list,
+) -> list[cpu_vec_isa.VecISA]:
+    flags = cpu_vec_isa.x86_isa_checker()
+    found = [isa for isa in cpu_vec_isa.supported_vec_isa_list if set(str(isa).split()) <= set(flags)]  # widest first
+    return found if found and found[0] else trying_each()
+
+
+def _load_wrapper(*args: Any, main_code: str, **kwargs: Any) -> Any:
+    name = "void inductor_entry_impl("
+    lighter = main_code.replace(name, f'__attribute__((optimize("O1"))) {name}', 1)
+    return CppWrapperCodeCache.load_pybinding_async(*args, main_code=lighter, **kwargs)()
 
 
 def _cpp_pybinding(
@@ -101,13 +134,13 @@ class _Bundle:
         parts: list[list[int]] = [[] for _ in range(count)]
         for place in sorted(range(len(self.sources)), key=lambda place: -len(self.sources[place])):
             min(parts, key=lambda part: sum(len(self.sources[other]) for other in part)).append(place)
-        loaders = [load([self.sources[place] for place in part]) for part in parts]
+        loaders = [_load([self.sources[place] for place in part]) for part in parts]
         found = [kernel for loader in loaders for kernel in loader()]
         order = [place for part in parts for place in part]
         return [kernel for _, kernel in sorted(zip(order, found, strict=True), key=lambda pair: pair[0])]
 
 
-def load(sources: list[str]) -> Callable[[], list[Any]]:
+def _load(sources: list[str]) -> Callable[[], list[Any]]:
     """Begins to compile some kernels.
 
     Args:
@@ -128,7 +161,7 @@ PyMODINIT_FUNC PyInit_kernels() {{
     return PyModule_Create(&definition);
 }}
 """
-    loader = _CodeCache.load_async(code, submit_fn=AsyncCompile.submit)
+    loader = _KernelsCodeCache.load_async(code, submit_fn=AsyncCompile.submit)
 
     def kernels() -> list[Any]:
         module = loader()

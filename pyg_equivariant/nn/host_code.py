@@ -2,6 +2,7 @@
 
 import functools
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +15,16 @@ __all__ = ["prepare", "register_loaders"]
 FEWEST = 4
 """Kernels for which it is worth to start g++ a second time: reading PyTorch's header takes it as long as these."""
 
+# what is PyTorch's own
+_alone = AsyncCompile.cpp_pybinding
+_trying_each = cpu_vec_isa.valid_vec_isa_list
+
 _BINDINGS = """
 #include <Python.h>
+#include <cstdlib>
 #include <exception>
 #include <stdexcept>
+#include <string>
 #include <type_traits>
 #include <utility>
 
@@ -67,14 +74,15 @@ class _KernelsCodeCache(CppPythonBindingsCodeCache):
 def register_loaders() -> None:
     """Lets the compiler, in this process, hand its C++ to g++ as follows.
 
-    g++ reads PyTorch's header for half a second and then needs a tenth for a kernel. Of the kernels of a graph every core
-    gets its share in one file; their calls from Python cost less, too. Where nothing of a graph is in Python, the
+    g++ reads PyTorch's header for half a second and then needs a tenth for a kernel. Of the kernels of a graph every
+    core gets its share in one file; their calls from Python cost less, too. Where nothing of a graph is in Python, the
     function that calls its kernels is long and not worth the effort of -O3, which takes longer for it than for all
     kernels. And of the processor's instruction sets only the widest is tried, which contains the others.
     """
     cpu_vec_isa.valid_vec_isa_list = _instruction_sets
-    AsyncCompile.cpp_pybinding = _cpp_pybinding  # type: ignore[method-assign]
-    CppWrapperCodeCache.load_pybinding = _load_wrapper  # type: ignore[method-assign]
+    AsyncCompile.cpp_pybinding = _cpp_pybinding  # type: ignore[method-assign, assignment]
+    if sys.platform != "win32":  # whose compiler does not read such a wish
+        CppWrapperCodeCache.load_pybinding = _load_wrapper  # type: ignore[method-assign]
 
 
 def prepare(cpp_wrapper: bool) -> None:
@@ -91,28 +99,21 @@ def prepare(cpp_wrapper: bool) -> None:
 
 
 @functools.cache
-def _instruction_sets(
-    trying_each: Callable[[], list[cpu_vec_isa.VecISA]] = cpu_vec_isa.valid_vec_isa_list,
-) -> list[cpu_vec_isa.VecISA]:
+def _instruction_sets() -> list[cpu_vec_isa.VecISA]:
     flags = cpu_vec_isa.x86_isa_checker()
     found = [isa for isa in cpu_vec_isa.supported_vec_isa_list if set(str(isa).split()) <= set(flags)]  # widest first
-    return found if found and found[0] else trying_each()
+    return found if found and found[0] else _trying_each()
 
 
-def _load_wrapper(*args: Any, main_code: str, **kwargs: Any) -> Any:
+def _load_wrapper(*, main_code: str, **options: Any) -> Any:
     name = "void inductor_entry_impl("
     lighter = main_code.replace(name, f'__attribute__((optimize("O1"))) {name}', 1)
-    return CppWrapperCodeCache.load_pybinding_async(*args, main_code=lighter, **kwargs)()
+    return CppWrapperCodeCache.load_pybinding_async(main_code=lighter, **options)()
 
 
-def _cpp_pybinding(
-    compiler: AsyncCompile,
-    argtypes: list[str],
-    source_code: str,
-    alone: Callable[..., Any] = AsyncCompile.cpp_pybinding,
-) -> Any:
+def _cpp_pybinding(compiler: AsyncCompile, argtypes: list[str], source_code: str) -> Any:
     if get_compile_threads() <= 1:  # nobody waits for futures then
-        return alone(compiler, argtypes, source_code)
+        return _alone(compiler, argtypes, source_code)
     bundle = vars(compiler).setdefault("pyg_equivariant_bundle", _Bundle())
     return LambdaFuture(bundle.add(source_code))
 
@@ -157,7 +158,8 @@ static PyMethodDef functions[] = {{{", ".join(table)}, {{}}}};
 static PyModuleDef definition = {{PyModuleDef_HEAD_INIT, "kernels", nullptr, -1, functions}};
 
 PyMODINIT_FUNC PyInit_kernels() {{
-    data_of = reinterpret_cast<void *(*)(PyObject *)>(std::stoull(getenv("_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR")));
+    const char *address = std::getenv("_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR");
+    data_of = reinterpret_cast<void *(*)(PyObject *)>(std::stoull(address));
     return PyModule_Create(&definition);
 }}
 """

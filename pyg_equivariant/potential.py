@@ -201,7 +201,8 @@ class Predictor(Configurable):
         model._frozen_dtype = next(model.parameters()).dtype
         if compile:
             on_cpu = next(model.parameters()).device.type == "cpu"
-            model.compile(options={"guard_filter_fn": _guards_on_inputs, "cpp_wrapper": on_cpu})
+            options = {"size_asserts": False, "alignment_asserts": False, "cpp_wrapper": on_cpu}
+            model.compile(options={"guard_filter_fn": _guards_on_inputs, **options})
         return model
 
     def compile(self, **options: Any) -> None:

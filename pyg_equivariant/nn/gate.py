@@ -5,8 +5,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyg_equivariant.o3.layout import degrees
-
 __all__ = ["Gate"]
 
 # With them the mean square of the function of a normal variable is 1 (e3nn samples the first to 1.679).
@@ -33,7 +31,7 @@ class Gate(nn.Module):
         super().__init__()
         self.parity = parity
         self.num_gates = parity * lmax
-        self.gate_of = [slot * lmax + degree - 1 for slot in range(parity) for degree in degrees(lmax)[1:]]
+        self.sizes = [2 * degree + 1 for degree in range(1, lmax + 1)]
 
     def forward(self, x: Float[Tensor, "N P M C"], gates: Float[Tensor, "N G C"]) -> Float[Tensor, "N P M C"]:
         """Gated features.
@@ -42,10 +40,12 @@ class Gate(nn.Module):
             x: Features.
             gates: True scalars, ``num_gates`` a channel: degrees 1 to lmax of slot 0, then of slot 1.
         """
-        scalars = [SILU_SCALE * functional.silu(x[:, :1, :1])]
-        if self.parity == 2:
-            scalars.append(TANH_SCALE * torch.tanh(x[:, 1:, :1]))
+        scalars, rest = x.split([1, x.shape[2] - 1], dim=2)
+        true, *pseudo = scalars.unbind(1)
+        active = [SILU_SCALE * functional.silu(true), *(TANH_SCALE * torch.tanh(each) for each in pseudo)]
         if not self.num_gates:
-            return torch.cat(scalars, dim=1)
-        factors = (SILU_SCALE * functional.silu(gates))[:, self.gate_of].view_as(x[:, :, 1:])
-        return torch.cat([torch.cat(scalars, dim=1), x[:, :, 1:] * factors], dim=2)
+            return torch.stack(active, dim=1)
+        factors = (SILU_SCALE * functional.silu(gates)).split(1, dim=1)
+        sizes = self.sizes * self.parity
+        spread = [factor.expand(-1, size, -1) for factor, size in zip(factors, sizes, strict=True)]
+        return torch.cat([torch.stack(active, dim=1), rest * torch.cat(spread, dim=1).view_as(rest)], dim=2)

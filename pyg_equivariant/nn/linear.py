@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyg_equivariant.nn.element_product import element_product
 from pyg_equivariant.nn.embedding import MAX_Z
-from pyg_equivariant.o3.layout import degree_slices, lmax_of
+from pyg_equivariant.o3.layout import lmax_of
 
 __all__ = ["DegreeLinear", "ElementLinear"]
 
@@ -36,9 +36,10 @@ class DegreeLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "N P M C"]) -> Float[Tensor, "N P M D"]:
         """Mixed features."""
-        y = _by_degree(x, lambda rows, slot, degree: rows @ self.weight[slot, degree])
+        y = _by_degree(x, self.weight, torch.matmul)
         if self.bias is not None:
-            scalars, rest = y.flatten(1, 2).tensor_split([1], dim=1)
+            rows = y.flatten(1, 2)
+            scalars, rest = rows.split([1, rows.shape[1] - 1], dim=1)
             y = torch.cat([scalars + self.bias, rest], dim=1).view_as(y)
         return y
 
@@ -82,11 +83,14 @@ class ElementLinear(nn.Module):
     def forward(self, x: Float[Tensor, "N P M C"], z: Int[Tensor, " N"]) -> Float[Tensor, "N P M D"]:
         """Mixed features of atoms with atomic numbers ``z``."""
         index = self.place.index_select(0, z)
-        return _by_degree(x, lambda rows, slot, degree: element_product(rows, self.weight[slot, degree], index))
+        return _by_degree(x, self.weight, lambda rows, weight: element_product(rows, weight, index))
 
 
-def _by_degree(x: Float[Tensor, "N P M C"], mix: Callable[[Tensor, int, int], Tensor]) -> Float[Tensor, "N P M D"]:
-    """What becomes of the rows ``[N, 2 l + 1, C]`` of each slot and degree."""
-    slots, slices = range(x.shape[1]), degree_slices(lmax_of(x.shape[2]))
-    blocks = [mix(x[:, slot, rows].contiguous(), slot, degree) for slot in slots for degree, rows in enumerate(slices)]
+def _by_degree(
+    x: Float[Tensor, "N P M C"], weight: Tensor, mix: Callable[[Tensor, Tensor], Tensor]
+) -> Float[Tensor, "N P M D"]:
+    """What becomes of the rows ``[N, 2 l + 1, C]`` of each slot and degree with the weight ``[P, L]`` of both."""
+    sizes = [2 * degree + 1 for degree in range(lmax_of(x.shape[2]) + 1)] * x.shape[1]
+    rows = x.flatten(1, 2).split(sizes, dim=1)
+    blocks = [mix(part.contiguous(), own) for part, own in zip(rows, weight.flatten(0, 1).unbind(), strict=True)]
     return torch.cat(blocks, dim=1).unflatten(1, x.shape[1:3])

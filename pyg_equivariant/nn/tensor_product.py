@@ -276,7 +276,7 @@ class PathLinear(nn.Module):
     def __init__(self, paths: Paths, in_channels: int, out_channels: int, *, num_scalars: int = 0) -> None:
         super().__init__()
         self.paths = paths
-        self.out_channels = out_channels
+        self.out_channels, self.num_scalars = out_channels, num_scalars
         self.components = num_components(paths.lmax_out)
         self.weights = nn.ParameterList()
         for slot in range(paths.parity_out):
@@ -302,7 +302,6 @@ class PathLinear(nn.Module):
                     outcome.append(torch.cat(parts, dim=2).flatten(2) @ next(weights))
                 else:  # out of reach
                     outcome.append(products.new_zeros(num_atoms, 2 * block.l3 + 1, self.out_channels))
-        extra = outcome[0][:, 0, self.out_channels :]
-        outcome[0] = outcome[0][:, :, : self.out_channels]
+        outcome[0], extra = outcome[0].split([self.out_channels, self.num_scalars], dim=2)
         shape = (num_atoms, self.paths.parity_out, self.components, self.out_channels)
-        return torch.cat(outcome, dim=1).view(shape), extra
+        return torch.cat(outcome, dim=1).view(shape), extra.flatten(1)

@@ -225,13 +225,14 @@ class Predictor(Configurable):
         is_inductor = told.get("backend", "inductor") == "inductor"
         if is_inductor and "mode" not in told:
             told["options"] = inductor_options() | told.get("options", {})
+        cpp_wrapper = told.get("options", {}).get("cpp_wrapper", False)
         compiled = torch.compile(self.derive, **told)
 
         settings = torch._dynamo.config.patch(trace_autograd_ops=True, specialize_float=True)
 
         def step(*args: Any, **kwargs: Any) -> Prediction:
             if is_inductor:
-                warm_up(told.get("options", {}).get("cpp_wrapper", False))
+                warm_up(cpp_wrapper)
             with settings:
                 return compiled(*args, **kwargs)
 

@@ -21,6 +21,7 @@ from pyg_equivariant.nn.compiler import inductor_options, register_rules, warm_u
 from pyg_equivariant.nn.configurable import Configurable, build, describe
 from pyg_equivariant.nn.conv import segment_sum
 from pyg_equivariant.nn.embedding import MAX_Z
+from pyg_equivariant.nn.frozen_step import FrozenStep
 from pyg_equivariant.nn.interpolation import Table
 from pyg_equivariant.nn.native import keep_memory
 from pyg_equivariant.priors import Prior
@@ -111,6 +112,8 @@ class Predictor(Configurable):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         self._frozen_dtype = None  # ``fn`` may cast
+        if isinstance(self._compiled, FrozenStep):
+            self._compiled.forget()
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def graph(self, batch: Data) -> Graph:
@@ -122,7 +125,8 @@ class Predictor(Configurable):
             ValueError: if the batch has no edges yet, or no positions, or (looked for on a CPU only) an atomic number
                 that no element has.
         """
-        pos, z, edge_index, index, first = map(batch.get, ("pos", "z", "edge_index", "batch", "ptr"))
+        fields = batch.to_dict()
+        pos, z, edge_index, index, first = map(fields.get, ("pos", "z", "edge_index", "batch", "ptr"))
         if pos is None:
             raise ValueError("the graph has no positions: set its field 'pos' [N, 3] in Å")
         if edge_index is None:
@@ -135,22 +139,22 @@ class Predictor(Configurable):
         source, target = edge_index.unbind()
         edge_vec = pos.index_select(0, source) - pos.index_select(0, target)
         num_graphs = 1 if index is None else batch.num_graphs if first is None else len(first) - 1
-        index = pos.new_zeros(len(pos), dtype=torch.long) if index is None else _usable(index)
-        shift = batch.get("shift")
+        index = pos.new_zeros(pos.shape[0], dtype=torch.long) if index is None else _usable(index)
+        shift = fields.get("shift")
         if shift is not None:
-            cell = _usable(batch.cell).to(pos.dtype).view(-1, 3, 3)
+            cell = _usable(fields["cell"]).to(pos.dtype).view(-1, 3, 3)
             edge_vec = edge_vec + torch.einsum("ea,eab->eb", _usable(shift).to(pos.dtype), cell[index[target]])
-        if z.is_cpu and len(z):
+        if z.is_cpu and z.shape[0]:
             lowest, highest = z.aminmax()
             if lowest.item() < 1 or highest.item() > MAX_Z:
                 atom = int(((z < 1) | (z > MAX_Z)).nonzero()[0])
                 raise ValueError(f"atom {atom} has the atomic number {int(z[atom])}: there are 1 to {MAX_Z}")
-        charge = batch.get("total_charge")
+        charge = fields.get("total_charge")
         return Graph(
             z=z,
-            pos=pos.to(dtype),
+            pos=pos if pos.dtype == dtype else pos.to(dtype),  # which takes as long as to look up a field
             edge_index=edge_index,
-            edge_vec=edge_vec.to(dtype),
+            edge_vec=edge_vec if edge_vec.dtype == dtype else edge_vec.to(dtype),
             batch=index,
             num_graphs=num_graphs,
             total_charge=pos.new_zeros(num_graphs, dtype=dtype)
@@ -170,7 +174,14 @@ class Predictor(Configurable):
             batch: A ``Data`` or ``Batch`` with ``z``, ``pos`` and ``edge_index`` (and ``cell`` and ``shift``, if
                 periodic), as :class:`~pyg_equivariant.data.RadiusGraph` makes it.
         """
-        return (self._compiled or self.derive)(self.graph(batch))
+        graph = self.graph(batch)
+        return self._step(graph.edge_vec.requires_grad and torch.is_grad_enabled())(graph)
+
+    def _step(self, differentiable: bool) -> Callable[..., Prediction]:
+        """:meth:`derive`, compiled if it shall be and if what it returns need not be differentiable or can."""
+        if self._compiled is None or (differentiable and isinstance(self._compiled, FrozenStep)):
+            return self.derive
+        return self._compiled
 
     def derive(self, graph: Graph) -> Prediction:
         """The whole step in tensors alone: what :meth:`compile` compiles."""
@@ -192,17 +203,19 @@ class Predictor(Configurable):
         Args:
             device: Where to put the copy; where the model is, by default.
             dtype: Its precision; the model's own, by default.
-            compile: Whether to :meth:`compile` it, without the checks whether anything in it has changed, and on a CPU
-                with nothing of it in Python.
+            compile: Whether to compile the whole step on the first call, see
+                :class:`~pyg_equivariant.nn.frozen_step.FrozenStep`.
+
+        Raises:
+            RuntimeError: if this torch (before 2.13) cannot compile it.
         """
         model = copy.deepcopy(self).to(device=device, dtype=dtype).eval().requires_grad_(False)
         with torch.no_grad():
             model.representation.tabulate()
         model._frozen_dtype = next(model.parameters()).dtype
         if compile:
-            on_cpu = next(model.parameters()).device.type == "cpu"
-            options = {"size_asserts": False, "alignment_asserts": False, "cpp_wrapper": on_cpu}
-            model.compile(options={"guard_filter_fn": _guards_on_inputs, **options})
+            _require_compiler()
+            model._compiled = FrozenStep(model)
         return model
 
     def compile(self, **options: Any) -> None:
@@ -216,10 +229,7 @@ class Predictor(Configurable):
         Raises:
             RuntimeError: if this torch (before 2.13) cannot trace ``autograd.grad``.
         """
-        if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
-            raise RuntimeError(
-                f"compiling forces needs torch 2.13 or newer, this is {torch.__version__}: do not compile"
-            )
+        _require_compiler()
         register_rules()
         told = {"fullgraph": True, "dynamic": True, **options}
         is_inductor = told.get("backend", "inductor") == "inductor"
@@ -239,7 +249,10 @@ class Predictor(Configurable):
         self._compiled, self._compile_options = step, options
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_compiled": None}  # the compiled step knows this model, not its copy
+        kept = (
+            self._compiled if isinstance(self._compiled, FrozenStep) else None
+        )  # which knows this model, not its copy
+        return {**self.__dict__, "_compiled": kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -387,8 +400,8 @@ class Potential(Predictor):
             volume = self._volume(batch) if self.stress else None
             if differentiate and not graph.edge_vec.requires_grad:
                 graph = graph._replace(edge_vec=graph.edge_vec.requires_grad_())
-            step = self.derive if hessian or self._compiled is None else self._compiled
-            prediction = step(graph, volume, create_graph=keep_graph or hessian)
+            step = self.derive if hessian else self._step(keep_graph)
+            prediction = step(graph, volume, **({"create_graph": True} if keep_graph or hessian else {}))
             if hessian:
                 prediction = prediction._replace(hessian=_jacobian(-_present(prediction.forces), batch.pos))
         return _detached(prediction) if hessian and not keep_graph else prediction
@@ -429,17 +442,15 @@ class Potential(Predictor):
         return volume.to(self.dtype)
 
 
-def _guards_on_inputs(guards: Sequence[Any]) -> list[bool]:
-    """Which of the compiler's checks are made before each step of a frozen model: none of its modules, none of ours."""
-    modules = torch.compiler.skip_guard_on_all_nn_modules_unsafe(guards)
-    names = torch.compiler.skip_guard_on_globals_unsafe(guards)
-    return [a and b for a, b in zip(modules, names, strict=True)]
+def _require_compiler() -> None:
+    if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
+        raise RuntimeError(f"compiling forces needs torch 2.13 or newer, this is {torch.__version__}: do not compile")
 
 
 def _forces(gradient: Float[Tensor, "E 3"], graph: Graph) -> Float[Tensor, "N 3"]:
     """``−∂E/∂r`` from ``∂E/∂(r_j − r_i)``: each edge pulls its target and pushes its source."""
     source, target = graph.edge_index
-    return segment_sum(gradient, target, len(graph.z)) - segment_sum(gradient, source, len(graph.z))
+    return segment_sum(gradient, target, graph.z.shape[0]) - segment_sum(gradient, source, graph.z.shape[0])
 
 
 def _stress(gradient: Float[Tensor, "E 3"], graph: Graph, volume: Float[Tensor, " B"]) -> Float[Tensor, "B 3 3"]:

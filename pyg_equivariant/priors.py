@@ -85,7 +85,7 @@ class ZBL(Prior):
         terms = [c * torch.exp(-a * screening * r) for c, a in zip(self.COEFFICIENTS, self.EXPONENTS, strict=True)]
         phi = torch.stack(terms).sum(0)
         energy = 0.5 * COULOMB * charge[source] * charge[target] / r * phi * self.envelope(r)
-        return segment_sum(torch.where(coincident, 0.0, energy), target, len(graph.z))
+        return segment_sum(torch.where(coincident, 0.0, energy), target, graph.z.shape[0])
 
 
 class D3Dispersion(Prior, ExactConstants):
@@ -150,7 +150,7 @@ class D3Dispersion(Prior, ExactConstants):
         ratio = 3.0 * self.root[graph.z[source]] * self.root[graph.z[target]]  # C8 / C6
         damping = self.a1 * ratio.sqrt() + self.a2
         energy = c6 * (self.s6 * self._decay(r, damping, 6) + self.s8 * ratio * self._decay(r, damping, 8))
-        return segment_sum(-0.5 * HARTREE * energy, target, len(graph.z))
+        return segment_sum(-0.5 * HARTREE * energy, target, graph.z.shape[0])
 
     def _weights(
         self, z: Int[Tensor, " N"], edge_index: Int[Tensor, "2 E"], r: Float[Tensor, " E"]
@@ -161,7 +161,7 @@ class D3Dispersion(Prior, ExactConstants):
         closeness = (self.radius[z[source]] + self.radius[z[target]]) / torch.where(coincident, 1.0, r)
         count = torch.where(coincident, 1.0, torch.sigmoid(16.0 * (closeness - 1.0)))
         count = count * self.step((r - self.cutoff / BOHR + 1.0).clamp(min=0.0))
-        number = segment_sum(count, target, len(z)).unsqueeze(-1)
+        number = segment_sum(count, target, z.shape[0]).unsqueeze(-1)
         likeness = -4.0 * (number - self.number[z]).square()
         return torch.where(self.number[z] >= 0, likeness, -math.inf).softmax(-1)
 

@@ -7,9 +7,9 @@ import torch
 from pyg_equivariant import models
 from pyg_equivariant.models.base import Representation
 from pyg_equivariant.models.painn import PaiNN
-from pyg_equivariant.testing import CONTRACT, compiled, rotation, smooth_at_cutoff, translation
+from pyg_equivariant.testing import CONTRACT, compiled, recorded, rotation, smooth_at_cutoff, translation
 
-QUICK = [promise for promise in CONTRACT if promise is not compiled]
+QUICK = [promise for promise in CONTRACT if promise not in (compiled, recorded)]
 NAMES = [*models.__all__]
 
 
@@ -21,6 +21,12 @@ def small(name: str) -> Representation:
 @pytest.mark.parametrize("name", NAMES)
 def test_contract(name, promise):
     promise(small(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recorded(name, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its checks cannot be traced
+    recorded(small(name))
 
 
 @pytest.mark.slow

@@ -276,9 +276,9 @@ class Allegro(Representation):
         x = latent[:, : self.channels]
         for layer in self.layers:
             weight = latent[:, self.channels :].unflatten(1, self.weights)
-            latent, v = layer(x, v, weight, edge_index, edge_sh, len(z))
+            latent, v = layer(x, v, weight, edge_index, edge_sh, z.shape[0])
             x = torch.cat([x, latent[:, : self.channels]], dim=1)
-        total = segment_sum(self.activation(self.read_out(x)), target, len(z))
+        total = segment_sum(self.activation(self.read_out(x)), target, z.shape[0])
         return (total * (2.0 * self.avg_num_neighbors).rsqrt())[:, None, None]
 
 

@@ -139,7 +139,7 @@ class CormorantInputConv(Conv):
             edge_index: Row 0 the source j, row 1 the target i.
             edge_rbf: Radial basis times envelope.
         """
-        received = self.propagate(edge_index, x=x, weight=self.filter(edge_rbf), size=(len(x), len(x)))
+        received = self.propagate(edge_index, x=x, weight=self.filter(edge_rbf), size=(x.shape[0], x.shape[0]))
         y: Tensor = self.mlp(torch.cat([x, received * self.avg_num_neighbors.rsqrt()], 1))
         return y
 
@@ -312,7 +312,7 @@ class Cormorant(Representation):
         edge_len = safe_norm(edge_vec)
         edge_rbf, edge_env = self.radial(edge_len), self.envelope(edge_len)
         edge_sh = spherical_harmonics(edge_vec, self.lmax_sh)
-        edge_x = edge_vec.new_zeros(len(edge_vec), self.lmax_sh + 1, 0)
+        edge_x = edge_vec.new_zeros(edge_vec.shape[0], self.lmax_sh + 1, 0)
         x = self.first(self.embedding(z), edge_index, edge_rbf * edge_env.unsqueeze(-1))[:, None, None]
         scalars = [x[:, 0, 0]]
         for conv in self.convs:

@@ -272,13 +272,13 @@ class DimeNet(Representation):
         zero = (length == 0).unsqueeze(-1)
         inverse = torch.where(zero, 0.0, envelope / torch.where(zero, 1.0, length.unsqueeze(-1)))
         edge_sbf = inverse.unsqueeze(-1) * self.spherical(length)
-        paths = find_paths(edge_index, edge_vec, len(z), self.num_degrees)
+        paths = find_paths(edge_index, edge_vec, z.shape[0], self.num_degrees)
         target = edge_index[1]
         message = self.embedding(z, edge_index, edge_rbf)
-        x: Tensor = self.outputs[0](message, edge_rbf, target, len(z))
+        x: Tensor = self.outputs[0](message, edge_rbf, target, z.shape[0])
         for interaction, output in zip(self.interactions, self.outputs[1:], strict=True):
             message = interaction(message, edge_rbf, edge_sbf, paths)
-            x = x + output(message, edge_rbf, target, len(z))
+            x = x + output(message, edge_rbf, target, z.shape[0])
         return x[:, None, None]
 
 

@@ -71,7 +71,7 @@ class FrozenEGNNConv(Conv):
         self, x: Float[Tensor, "N C"], edge_index: Int[Tensor, "2 E"], m: Float[Tensor, "E C"]
     ) -> Float[Tensor, "N C"]:
         """The update of x from the messages (eqs. 5, 6)."""
-        received: Tensor = self.propagate(edge_index, size=(len(x), len(x)), m=m)
+        received: Tensor = self.propagate(edge_index, size=(x.shape[0], x.shape[0]), m=m)
         update: Tensor = self.node_mlp(torch.cat([x, received], -1))
         return update
 
@@ -118,7 +118,7 @@ class EGNNConv(FrozenEGNNConv):
         """The updates of x and of the positions; the arguments are those of :class:`FrozenEGNNConv`."""
         m = self.messages(x, edge_index, edge_vec, edge_env)
         moves = -edge_vec * (self.coordinate_mlp(m) * edge_env)
-        return self.update_x(x, edge_index, m), segment_sum(moves, edge_index[1], len(x)) / self.avg_num_neighbors
+        return self.update_x(x, edge_index, m), segment_sum(moves, edge_index[1], x.shape[0]) / self.avg_num_neighbors
 
 
 class VelocityEGNNConv(EGNNConv):
@@ -171,7 +171,7 @@ class VelocityEGNNConv(EGNNConv):
         """
         edge = torch.cat([edge_vec.square().sum(-1, keepdim=True), edge_attr], -1)
         m = self.activation(self.edge_mlp.of_edges(x, edge_index, edge)) * edge_env
-        moves = segment_sum(-edge_vec * (self.coordinate_mlp(m) * edge_env), edge_index[1], len(x))
+        moves = segment_sum(-edge_vec * (self.coordinate_mlp(m) * edge_env), edge_index[1], x.shape[0])
         return self.update_x(x, edge_index, m), self.velocity_mlp(x) * vel + moves / self.avg_num_neighbors
 
 
@@ -217,7 +217,7 @@ class EGNN(Representation):
         edge_env = self.envelope(safe_norm(edge_vec)).unsqueeze(-1)
         source, target = edge_index
         x: Tensor = self.embedding(z)
-        displacement = edge_vec.new_zeros(len(z), 3)
+        displacement = edge_vec.new_zeros(z.shape[0], 3)
         for conv in self.convs:
             dx, shift = conv(x, edge_index, edge_vec, edge_env)
             x, displacement = x + dx, displacement + shift

@@ -97,7 +97,7 @@ class EQGATFirstConv(_Attention):
             envelope: Zero from the cutoff on.
         """
         terms = self.terms(scalar, edge_rbf)
-        size = (len(scalar), len(scalar))
+        size = (scalar.shape[0], scalar.shape[0])
         ds, dv = self.propagate(edge_index, size=size, edge_dir=edge_dir, envelope=envelope, **terms)
         return ds, dv
 
@@ -162,7 +162,7 @@ class EQGATConv(_Attention):
             envelope: Zero from the cutoff on.
         """
         terms = {**self.terms(scalar, edge_rbf), "vector": self.mix(vector)}
-        size = (len(scalar), len(scalar))
+        size = (scalar.shape[0], scalar.shape[0])
         ds, dv, axis = self.propagate(edge_index, size=size, edge_dir=edge_dir, envelope=envelope, **terms)
         return ds, dv + torch.linalg.cross(vector, axis, dim=1)  # v_i is a factor of the whole sum
 

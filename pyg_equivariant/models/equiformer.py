@@ -266,7 +266,9 @@ class EquiformerConv(Conv):
     ) -> list[Float[Tensor, "E _ _"]]:
         """The activation on the sphere in the edge's frame."""
         counts = [order.shape[1] * order.shape[2] // self.inner for order in orders]
-        x = torch.cat([order.reshape(len(scalars), n, self.inner) for order, n in zip(orders, counts, strict=True)], 1)
+        x = torch.cat(
+            [order.reshape(scalars.shape[0], n, self.inner) for order, n in zip(orders, counts, strict=True)], 1
+        )
         parts = self.activation(x, scalars).split(counts, dim=1)
         return [part.reshape(order.shape) for part, order in zip(parts, orders, strict=True)]
 

@@ -116,7 +116,7 @@ class EquivariantTransformerConv(EdgeSumConv):
         filters = interpolate(self.filter(edge_rbf, envelope), table).unflatten(1, (4, -1))
         y = self.propagate(
             edge_index,
-            size=(len(scalar), len(scalar)),
+            size=(scalar.shape[0], scalar.shape[0]),
             query=self.query(scalar),
             key=self.key(scalar),
             value=scalars,
@@ -191,14 +191,14 @@ class EquivariantTransformer(Representation):
         edge_vec: Float[Tensor, "E 3"],
     ) -> Float[Tensor, "N 1 4 C"]:
         """Scalars and vectors of the atoms; the arguments are those of :class:`Representation`."""
-        looped, edge_vec = with_loops(edge_index, edge_vec, len(z))
+        looped, edge_vec = with_loops(edge_index, edge_vec, z.shape[0])
         pairs = find_pairs(looped, edge_vec)
         edge_dir = stored(unit_vectors(edge_vec, safe_norm(edge_vec)))
         length = safe_norm(edge_vec.index_select(0, pairs.first))
         nodes, table = self.nodes(length, edge_index.shape[1])
         edge_rbf, with_bias, envelope = enveloped(self.radial, self.envelope, nodes)
         scalar = self.neighbors(self.embedding(z), z, edge_index, with_bias, pairs.of[: edge_index.shape[1]], table)
-        vector = scalar.new_zeros(len(z), 3, self.channels)
+        vector = scalar.new_zeros(z.shape[0], 3, self.channels)
         for conv in self.convs:
             ds, dv = conv(scalar, vector, looped, edge_dir, edge_rbf, envelope, pairs.of, table)
             scalar, vector = scalar + ds, vector + dv

@@ -245,9 +245,9 @@ class LieResNet(Representation):
     ) -> Float[Tensor, "N 1 1 C"]:
         """Scalars of the atoms; the arguments are those of :class:`Representation`."""
         count = self.lifts.shape[1]
-        loops = torch.arange(len(z), device=z.device)
+        loops = torch.arange(z.shape[0], device=z.device)
         source, target = torch.cat([edge_index, loops.expand(2, -1)], dim=1)
-        vec = torch.cat([edge_vec, edge_vec.new_zeros(len(z), 3)])
+        vec = torch.cat([edge_vec, edge_vec.new_zeros(z.shape[0], 3)])
         # with the target at the origin: translations from the left do not matter
         lifts = self.lie_group.exp(self.lifts)[z]
         v = self.lie_group.section(vec).unsqueeze(1) @ lifts[source]
@@ -261,5 +261,5 @@ class LieResNet(Representation):
         x = self.embedding(z).repeat_interleave(count, dim=0)
         for block in self.blocks:
             x = x + block(x, index, pair, weight)
-        x = functional.silu(self.norm(x[:, None, None])).view(len(z), count, 1, self.channels)
+        x = functional.silu(self.norm(x[:, None, None])).view(z.shape[0], count, 1, self.channels)
         return x.mean(1, keepdim=True)

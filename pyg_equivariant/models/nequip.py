@@ -105,7 +105,7 @@ class NequIPConv(TensorProductConv):
         y = y + functional.pad(known, (0, 0, 0, y.shape[2] - known.shape[2], 0, y.shape[1] - known.shape[1]))
         if self.self_gates is not None:
             gates = gates + self.self_gates(x[:, :1, :1], z).flatten(1)
-        updated: Tensor = self.gate(y, gates.view(len(y), self.gate.num_gates, y.shape[3]))
+        updated: Tensor = self.gate(y, gates.view(y.shape[0], self.gate.num_gates, y.shape[3]))
         return updated
 
 

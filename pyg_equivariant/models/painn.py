@@ -155,7 +155,7 @@ class PaiNN(Representation):
         edge_dir = stored(unit_vectors(edge_vec, edge_len))
         edge_rbf = self._basis(nodes)
         scalar: Tensor = self.embedding(z)
-        vector = scalar.new_zeros(len(z), 3, self.channels)
+        vector = scalar.new_zeros(z.shape[0], 3, self.channels)
         for conv, update in zip(self.convs, self.updates, strict=True):
             ds, dv = conv(scalar, vector, edge_index, edge_dir, edge_rbf, pairs.of, table)
             scalar, vector = scalar + ds, vector + dv

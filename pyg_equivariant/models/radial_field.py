@@ -123,7 +123,7 @@ class VelocityRadialFieldConv(RadialFieldConv):
             edge_attr: Features of the edges that no reflection or rotation changes.
             vel: Initial velocities.
         """
-        pushed = super().forward(edge_index, edge_vec, edge_env, edge_attr, len(vel))
+        pushed = super().forward(edge_index, edge_vec, edge_env, edge_attr, vel.shape[0])
         return pushed + self.velocity_mlp(_length(vel)) * vel
 
 
@@ -182,12 +182,12 @@ class RadialField(Representation):
         source, target = edge_index
         x: Tensor = self.embedding(z)
         edge_attr = x.index_select(0, source) * x.index_select(0, target)
-        displacement = edge_vec.new_zeros(len(z), 3)
+        displacement = edge_vec.new_zeros(z.shape[0], 3)
         shift = displacement
         for conv in self.convs:
             edge_vec = edge_vec + shift[source] - shift[target]
-            shift = conv(edge_index, edge_vec, edge_env, edge_attr, len(z))
+            shift = conv(edge_index, edge_vec, edge_env, edge_attr, z.shape[0])
             displacement = displacement + shift
         near = self.readout(torch.cat([_length(edge_vec), edge_attr], -1)) * edge_env
-        x = x + segment_sum(near, target, len(z)) / self.avg_num_neighbors
+        x = x + segment_sum(near, target, z.shape[0]) / self.avg_num_neighbors
         return torch.cat([x.unsqueeze(1), displacement.unsqueeze(-1).expand(-1, -1, self.channels)], 1).unsqueeze(1)

@@ -214,7 +214,7 @@ class SE3TransformerConv(Conv):
             edge_sh=edge_sh[:, : num_components(self.product.paths.lmax_sh)],
             weight=self.filter(edge_rbf),
             edge_env=edge_env,
-            size=(len(x), len(x)),
+            size=(x.shape[0], x.shape[0]),
         )
         y: Tensor = self.linear_out(received)[0] + self.self_interaction(x)
         return y

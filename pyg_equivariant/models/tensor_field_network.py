@@ -181,7 +181,7 @@ class TensorFieldNetwork(Representation):
     ) -> Float[Tensor, "N 1 M C"]:
         """Features of the atoms; the arguments are those of :class:`Representation`."""
         # the sum over neighbours includes the atom itself
-        edge_index, edge_vec = with_loops(edge_index, edge_vec, len(z))
+        edge_index, edge_vec = with_loops(edge_index, edge_vec, z.shape[0])
         pairs = find_pairs(edge_index, edge_vec)
         edge_rbf = stored(self.radial(safe_norm(edge_vec.index_select(0, pairs.first))))
         edge_sh = spherical_harmonics(edge_vec, self.lmax)

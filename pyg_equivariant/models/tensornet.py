@@ -265,7 +265,7 @@ class TensorNet(Representation):
         edge_vec: Float[Tensor, "E 3"],
     ) -> Float[Tensor, "N 1 9 C"]:
         """Scalars, vectors and tensors of the atoms; the arguments are those of :class:`Representation`."""
-        edge_index, edge_vec = with_loops(edge_index, edge_vec, len(z))
+        edge_index, edge_vec = with_loops(edge_index, edge_vec, z.shape[0])
         pairs = find_pairs(edge_index, edge_vec)
         length = safe_norm(edge_vec.index_select(0, pairs.first))
         nodes, table = self.nodes(length, edge_index.shape[1])

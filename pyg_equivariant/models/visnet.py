@@ -102,7 +102,7 @@ class ViSNetConv(EdgeSumConv):
         scalar = self.norm(scalar)
         message = self.edge_updater(
             edge_index,
-            size=(len(scalar), len(scalar)),
+            size=(scalar.shape[0], scalar.shape[0]),
             query=self.query(scalar),
             key=self.key(scalar),
             value=self.value(scalar),
@@ -238,7 +238,7 @@ class ViSNet(Representation):
         edge_vec: Float[Tensor, "E 3"],
     ) -> Float[Tensor, "N 1 M C"]:
         """Scalars and vectors of the atoms; the arguments are those of :class:`Representation`."""
-        looped, edge_vec = with_loops(edge_index, edge_vec, len(z))
+        looped, edge_vec = with_loops(edge_index, edge_vec, z.shape[0])
         pairs = find_pairs(looped, edge_vec)
         source, target = looped.index_select(1, pairs.first)
         length = safe_norm(edge_vec.index_select(0, pairs.first))
@@ -250,7 +250,7 @@ class ViSNet(Representation):
         edge = (scalar.index_select(0, source) + scalar.index_select(0, target)) * self.edges(edge_rbf)
         pair: Tensor | None = pairs.of  # until the first update both edges of a pair have the same features
         envelope = spread(envelope, pair)
-        vec = scalar.new_zeros(len(z), num_components(self.lmax) - 1, self.channels)
+        vec = scalar.new_zeros(z.shape[0], num_components(self.lmax) - 1, self.channels)
         for conv, update in zip(self.convs, [None, *self.edge_updates, None], strict=False):
             ds, dv = conv(scalar, vec, looped, edge, edge_sh, envelope, pair)
             if update is not None:

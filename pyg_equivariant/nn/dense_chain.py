@@ -186,7 +186,7 @@ def _split(p: Tensor, widths: list[int]) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def _layers(z: Tensor, widths: list[int]) -> list[Tensor]:
-    rows = len(z) // sum(widths[1:])
+    rows = z.shape[0] // sum(widths[1:])
     return [
         part.view(rows, width) for part, width in zip(z.split([rows * w for w in widths[1:]]), widths[1:], strict=True)
     ]
@@ -217,7 +217,7 @@ def _both_ways(
     x: Tensor, z: Tensor, p: Tensor, g: Tensor | None, h: Tensor | None, widths: list[int], skips: list[int]
 ) -> tuple[Tensor, Tensor]:
     """What ``dense_chain_gradients`` does."""
-    of_x, by_a = _way_back(z, p, g, h, len(x), widths, skips)
+    of_x, by_a = _way_back(z, p, g, h, x.shape[0], widths, skips)
     of_z = _slopes(z) * by_a if h is None else _slopes(z) * by_a + h
     known, of_p = [x], []
     for read, by, skip in zip(_layers(z, widths), _layers(of_z, widths), skips, strict=True):

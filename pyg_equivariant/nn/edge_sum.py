@@ -83,7 +83,7 @@ class EdgeSum:
             ValueError: if the shapes do not fit the terms or each other.
         """
         source, target = edge_index
-        row = torch.arange(len(source), device=source.device) if pair is None else pair
+        row = torch.arange(source.shape[0], device=source.device) if pair is None else pair
         if runs_on(x) and x.dtype == edge_sh.dtype == weight.dtype:  # under autocast they may differ
             if not torch.compiler.is_compiling():
                 _tell(self.key)
@@ -145,7 +145,7 @@ def _reference(
             known = rows[out]
             rows[out] = product * factor if known is None else known + product * factor
     message = torch.stack([torch.zeros_like(x_j[:, 0]) if part is None else part for part in rows], 1)
-    return message.new_zeros(len(x), table.num_out, x.shape[2]).index_add(0, target, message)
+    return message.new_zeros(x.shape[0], table.num_out, x.shape[2]).index_add(0, target, message)
 
 
 # The kernel and its derivatives, as operations that autograd and the compiler know.

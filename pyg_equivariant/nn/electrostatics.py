@@ -65,7 +65,7 @@ class ShieldedCoulomb(Configurable):
         chi = near * self._law((r.square() + 1.0).sqrt()) + (1.0 - near) * self._law(torch.where(r == 0, 1.0, r))
         pair = charges.index_select(0, source) * charges.index_select(0, target)
         energy = 0.5 * COULOMB * pair * torch.where(r < self.cutoff, chi, 0.0)
-        return segment_sum(energy, target, len(charges))
+        return segment_sum(energy, target, charges.shape[0])
 
     def _law(self, d: Float[Tensor, " E"]) -> Float[Tensor, " E"]:
         return 1.0 / d + d / self.cutoff**2 - 2.0 / self.cutoff

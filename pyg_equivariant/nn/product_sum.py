@@ -114,7 +114,7 @@ def _along(
     """What ``product_second`` does."""
     inputs = [t.view_as(t) for t in (y, b, w, x, g)]
     y, b, w, x, g = inputs
-    q = (sum_to_atoms(y, (b @ w) * x.unsqueeze(1), index, len(g), first) * g).sum()
+    q = (sum_to_atoms(y, (b @ w) * x.unsqueeze(1), index, g.shape[0], first) * g).sum()
     derivatives = torch.autograd.grad(q, (y, b, w, x), create_graph=True)
     return torch.autograd.grad(derivatives, inputs, (hy, hb, hw, hx), create_graph=True, materialize_grads=True)
 

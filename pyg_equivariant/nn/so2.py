@@ -96,7 +96,7 @@ class EdgeFrame(ExactConstants):
         zero = (edge_dir == 0).all(dim=1, keepdim=True)
         entries = entries * torch.where(zero, self.still, 1.0)
         blocks = entries.split([rows * columns for rows, columns in self.shapes], dim=1)
-        return [block.view(len(edge_dir), *shape) for block, shape in zip(blocks, self.shapes, strict=True)]
+        return [block.view(edge_dir.shape[0], *shape) for block, shape in zip(blocks, self.shapes, strict=True)]
 
     def even_harmonics(self, vec: Float[Tensor, "E 3"]) -> Float[Tensor, "E K"]:
         """Harmonics of degrees 0, 2, ..., 2 lmax of the directions of vectors that are not zero.
@@ -138,7 +138,7 @@ def to_frame(x: Float[Tensor, "E M C"], frame: list[Float[Tensor, "E _ _"]]) -> 
     orders = []
     for m in range(mmax + 1):
         rows = [parts[len(parts) // 2 + order] for order in ((m, -m) if m else (0,)) for parts in turned[m:]]
-        orders.append(torch.cat(rows, dim=1).view(len(x), 2 if m else 1, (len(frame) - m) * x.shape[2]))
+        orders.append(torch.cat(rows, dim=1).view(x.shape[0], 2 if m else 1, (len(frame) - m) * x.shape[2]))
     return orders
 
 

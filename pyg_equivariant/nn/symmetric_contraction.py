@@ -46,7 +46,7 @@ class ElementMatrix(nn.Module):
         weight = self.weight.index_select(1, rows)
         if self.looks_up:
             return weight.index_select(0, z)
-        return (self.one_hot[z] @ weight.flatten(1)).view(len(z), *weight.shape[1:])
+        return (self.one_hot[z] @ weight.flatten(1)).view(z.shape[0], *weight.shape[1:])
 
 
 class SymmetricContraction(ExactConstants):

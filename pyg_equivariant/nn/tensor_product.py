@@ -207,7 +207,7 @@ class TensorProduct(ExactConstants):
         """
         if not runs_on(x):
             products = self(x.index_select(0, edge_index[0]), edge_sh, spread(weight, pair))
-            return [segment_sum(product, edge_index[1], len(x)) for product in products]
+            return [segment_sum(product, edge_index[1], x.shape[0]) for product in products]
         parity = x.shape[2]
         total = self.edges(x.flatten(1, 2), edge_sh, weight, edge_index, pair)
         parts = total.split([parity * rows for rows in self._rows()], 1)

@@ -98,6 +98,8 @@ def from_irreps(flat: Float[Tensor, "N PMC"], channels: int, lmax: int, parity: 
     if flat.shape[1] != width:
         raise ValueError(f"{irreps(channels, lmax, parity)} has {width} numbers an atom, got {flat.shape[1]}")
     sizes = [(2 * degree + 1) * channels for _ in range(parity) for degree in range(lmax + 1)]
-    blocks = [block.view(len(flat), channels, block.shape[1] // channels) for block in torch.split(flat, sizes, dim=1)]
+    blocks = [
+        block.view(flat.shape[0], channels, block.shape[1] // channels) for block in torch.split(flat, sizes, dim=1)
+    ]
     joined = torch.cat([block.transpose(1, 2) for block in blocks], dim=1)
-    return joined.view(len(flat), parity, num_components(lmax), channels)
+    return joined.view(flat.shape[0], parity, num_components(lmax), channels)

@@ -2,12 +2,10 @@
 
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 import torch._functorch.config
 from torch._inductor import codecache, config, cpu_vec_isa
-from torch_geometric.data import Data
 
 from pyg_equivariant import potential
 from pyg_equivariant.models import SchNet
@@ -56,28 +54,3 @@ def test_steps_warm_the_compiler_up(
     for _ in range(2):
         model._compiled(None)
     assert calls == expected
-
-
-def test_frozen_models_check_no_sizes_within_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its checks cannot be traced
-    codes: list[str] = []
-    load = codecache.CppWrapperCodeCache.load_pybinding_async
-
-    def spy(*, main_code: str, **options: Any) -> Any:
-        codes.append(main_code)
-        return load(main_code=main_code, **options)
-
-    monkeypatch.setattr(codecache.CppWrapperCodeCache, "load_pybinding_async", spy)
-    model = potential.Potential(SchNet(8, 1, cutoff=4.0))
-    pos, edge_index = (
-        torch.tensor([[0.8, 0.6, 0], [0, 0, 0], [-0.8, 0.6, 0]]),
-        torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]]),
-    )
-    water = Data(z=torch.tensor([1, 8, 1]), pos=pos, edge_index=edge_index)
-    torch.compiler.reset()
-    uncached = (config.patch(fx_graph_cache=False), torch._functorch.config.patch(enable_autograd_cache=False))
-    with uncached[0], uncached[1]:
-        found = model.frozen(compile=True)(water)
-    torch.testing.assert_close(found.energy, model.frozen()(water).energy)
-    assert len(codes) == 1
-    assert "assert_size_stride(" not in codes[0]

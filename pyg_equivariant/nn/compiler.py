@@ -47,6 +47,7 @@ def stored(x: Tensor) -> Tensor:
 def register_rules() -> None:
     """Tells the compiler what our operations are: without these rules it calls all of them by way of Python."""
     from torch._inductor.decomposition import register_decomposition
+    from torch._inductor.dtype_propagation import DtypePropagationOpsHandler
     from torch._inductor.lowering import register_lowering
 
     from pyg_equivariant.nn.host_code import register_loaders
@@ -60,6 +61,8 @@ def register_rules() -> None:
 
     register_lowering(torch.ops.pyg_equivariant.stored.default, type_promotion_kind=None)(realize)
     register_loaders()
+    # PyTorch makes this single object once, but sets it up anew for every operation of every kernel
+    DtypePropagationOpsHandler.__init__ = functools.cache(DtypePropagationOpsHandler.__init__)  # type: ignore[method-assign]
 
 
 def inductor_options() -> dict[str, Any]:

@@ -15,6 +15,9 @@ __all__ = ["prepare", "register_loaders"]
 FEWEST = 4
 """Kernels for which it is worth to start g++ a second time: reading PyTorch's header takes it as long as these."""
 
+_WRAPPER_HEADER, _KERNELS_HEADER = "torch/csrc/inductor/cpp_wrapper/cpu.h", "torch/csrc/inductor/cpp_prefix.h"
+_OPERATIONS_HEADERS = ("ATen/core/dispatch/Dispatcher.h", "ATen/core/ivalue.h", "ATen/core/jit_type.h")
+
 # what is PyTorch's own
 _alone = AsyncCompile.cpp_pybinding
 _trying_each = cpu_vec_isa.valid_vec_isa_list
@@ -71,13 +74,23 @@ class _KernelsCodeCache(CppPythonBindingsCodeCache):
     entry_function = "kernels"  # the module's name
 
 
+class _WrapperCodeCache(CppWrapperCodeCache):
+    @classmethod
+    def _get_uncompiled_header(cls, device: str) -> str | None:
+        own = super()._get_uncompiled_header(device)
+        if own != _WRAPPER_HEADER:
+            return own
+        return ">\n#include <".join([own, *_OPERATIONS_HEADERS, _KERNELS_HEADER])  # all that such a file includes
+
+
 def register_loaders() -> None:
     """Lets the compiler, in this process, hand its C++ to g++ as follows.
 
     g++ reads PyTorch's header for half a second and then needs a tenth for a kernel. Of the kernels of a graph every
     core gets its share in one file; their calls from Python cost less, too. Where nothing of a graph is in Python, the
     function that calls its kernels is long and not worth the effort of -O3, which takes longer for it than for all
-    kernels. And of the processor's instruction sets only the widest is tried, which contains the others.
+    kernels; all headers of both are compiled beforehand, not the function's first one alone. And of the processor's
+    instruction sets only the widest is tried, which contains the others.
     """
     cpu_vec_isa.valid_vec_isa_list = _instruction_sets
     AsyncCompile.cpp_pybinding = _cpp_pybinding  # type: ignore[method-assign, assignment]
@@ -92,10 +105,9 @@ def prepare(cpp_wrapper: bool) -> None:
         cpp_wrapper: The header of graphs with nothing in Python, else that of kernels.
     """
     if cpp_wrapper:
-        code = "#include <torch/csrc/inductor/cpp_wrapper/cpu.h>\n"
-        CppWrapperCodeCache.load_async(code, needs_vec_isa=True)
+        _WrapperCodeCache.load_async(f"#include <{_WRAPPER_HEADER}>\n", needs_vec_isa=True)
     else:
-        _load(['#include <torch/csrc/inductor/cpp_prefix.h>\nextern "C" void kernel(const float* x) {}\n'])
+        _load([f'#include <{_KERNELS_HEADER}>\nextern "C" void kernel(const float* x) {{}}\n'])
 
 
 @functools.cache
@@ -108,7 +120,7 @@ def _instruction_sets() -> list[cpu_vec_isa.VecISA]:
 def _load_wrapper(*, main_code: str, **options: Any) -> Any:
     name = "void inductor_entry_impl("
     lighter = main_code.replace(name, f'__attribute__((optimize("O1"))) {name}', 1)
-    return CppWrapperCodeCache.load_pybinding_async(main_code=lighter, **options)()
+    return _WrapperCodeCache.load_pybinding_async(main_code=lighter, **options)()
 
 
 def _cpp_pybinding(compiler: AsyncCompile, argtypes: list[str], source_code: str) -> Any:

@@ -215,7 +215,8 @@ class Predictor(Configurable):
         model._frozen_dtype = next(model.parameters()).dtype
         if compile:
             _require_compiler()
-            model._compiled = FrozenStep(model)
+        model._compiled = FrozenStep(model) if compile else None
+        model._compile_options = None
         return model
 
     def compile(self, **options: Any) -> None:

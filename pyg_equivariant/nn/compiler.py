@@ -47,7 +47,6 @@ def stored(x: Tensor) -> Tensor:
 def register_rules() -> None:
     """Tells the compiler what our operations are: without these rules it calls all of them by way of Python."""
     from torch._inductor.decomposition import register_decomposition
-    from torch._inductor.dtype_propagation import DtypePropagationOpsHandler
     from torch._inductor.lowering import register_lowering
 
     from pyg_equivariant.nn.host_code import register_loaders
@@ -61,8 +60,25 @@ def register_rules() -> None:
 
     register_lowering(torch.ops.pyg_equivariant.stored.default, type_promotion_kind=None)(realize)
     register_loaders()
-    # PyTorch makes this single object once, but sets it up anew for every operation of every kernel
-    DtypePropagationOpsHandler.__init__ = functools.cache(DtypePropagationOpsHandler.__init__)  # type: ignore[method-assign]
+    _set_types_up_once()
+
+
+def _set_types_up_once() -> None:
+    """PyTorch has one object with the types of all operations, but sets it up again for each operation of a kernel."""
+    from torch._inductor.codegen.common import pointwise_overrides_data
+    from torch._inductor.dtype_propagation import DtypePropagationOpsHandler
+    from torch._inductor.utils import op_dtype_propagation_rules
+
+    own = DtypePropagationOpsHandler.__init__
+
+    @functools.cache
+    def set_up(handler: DtypePropagationOpsHandler, rules: int, overrides: int) -> None:
+        own(handler)
+
+    def once(self: DtypePropagationOpsHandler) -> None:
+        set_up(self, len(op_dtype_propagation_rules), len(pointwise_overrides_data))
+
+    DtypePropagationOpsHandler.__init__ = once  # type: ignore[method-assign]
 
 
 def inductor_options() -> dict[str, Any]:

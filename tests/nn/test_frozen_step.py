@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from pyg_equivariant.data import RadiusGraph
 from pyg_equivariant.heads import EnergyHead
 from pyg_equivariant.models import PaiNN, SchNet
 from pyg_equivariant.nn.frozen_step import FrozenStep
+from pyg_equivariant.nn.host_code import _WrapperCodeCache
 from pyg_equivariant.potential import Potential, Predictor
 from pyg_equivariant.testing import example_molecule, potential_of
 from pyg_equivariant.typing import Prediction
@@ -147,6 +149,17 @@ def test_pickled() -> None:
     assert again._compiled.model is again
 
 
+def test_of_a_compiled_model() -> None:
+    model = potential_of(SchNet(8, 1, cutoff=4.0))
+    model.compile(backend="eager")
+    assert model.frozen()._compiled is None
+    for step in (
+        model.frozen(compile=True)._compiled,
+        pickle.loads(pickle.dumps(model.frozen(compile=True)))._compiled,
+    ):
+        assert isinstance(step, FrozenStep)
+
+
 def test_what_can_be_differentiated_is_not_compiled() -> None:
     eager, model = frozen()
     records = recording(model)
@@ -205,6 +218,12 @@ def test_no_python_and_no_checks_of_sizes_in_a_step(monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(found.energy, model.frozen()(data).energy)
     assert len(codes) == 1
     assert "assert_size_stride(" not in codes[0]
+    compiled_beforehand = _WrapperCodeCache._get_uncompiled_header("cpu")
+    assert compiled_beforehand is not None
+    large = set(re.findall("^#include <((?:ATen|torch/csrc/inductor/cpp_).*)>", codes[0], re.MULTILINE))
+    assert len(large) > 2
+    for header in large:
+        assert header in compiled_beforehand
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         compiled(data)
     called = {event.key for event in profile.key_averages() if event.key.startswith("pyg_equivariant::")}

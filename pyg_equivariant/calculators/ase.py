@@ -92,8 +92,8 @@ class PygEquivariantCalculator(Calculator):
         device: Where to run it; where the model is, by default.
         dtype: Its precision; the model's own, by default. Positions and energies are float64 throughout.
         skin: Of the Verlet list, in Å.
-        compile: Whether to compile the whole step on its first call: ten seconds to a minute, after which simulations of
-            small systems go about twice as fast.
+        compile: Whether to compile the whole step on its first call: ten seconds to a minute, after which small systems
+            go two to four times as fast.
 
     Raises:
         ValueError: from ``atoms.get_...()`` if the structure holds an element the model was not trained on.

@@ -139,12 +139,12 @@ class Predictor(Configurable):
         source, target = edge_index.unbind()
         edge_vec = pos.index_select(0, source) - pos.index_select(0, target)
         num_graphs = 1 if index is None else batch.num_graphs if first is None else len(first) - 1
-        index = pos.new_zeros(pos.shape[0], dtype=torch.long) if index is None else _usable(index)
+        index = pos.new_zeros(len(pos), dtype=torch.long) if index is None else _usable(index)
         shift = fields.get("shift")
         if shift is not None:
             cell = _usable(fields["cell"]).to(pos.dtype).view(-1, 3, 3)
             edge_vec = edge_vec + torch.einsum("ea,eab->eb", _usable(shift).to(pos.dtype), cell[index[target]])
-        if z.is_cpu and z.shape[0]:
+        if z.is_cpu and len(z):
             lowest, highest = z.aminmax()
             if lowest.item() < 1 or highest.item() > MAX_Z:
                 atom = int(((z < 1) | (z > MAX_Z)).nonzero()[0])
@@ -402,7 +402,8 @@ class Potential(Predictor):
             if differentiate and not graph.edge_vec.requires_grad:
                 graph = graph._replace(edge_vec=graph.edge_vec.requires_grad_())
             step = self.derive if hessian else self._step(keep_graph)
-            prediction = step(graph, volume, **({"create_graph": True} if keep_graph or hessian else {}))
+            kept = keep_graph or hessian
+            prediction = step(graph, volume, create_graph=True) if kept else step(graph, volume)
             if hessian:
                 prediction = prediction._replace(hessian=_jacobian(-_present(prediction.forces), batch.pos))
         return _detached(prediction) if hessian and not keep_graph else prediction

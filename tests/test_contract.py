@@ -61,6 +61,13 @@ class Jumping(PaiNN):
         return x * (1 + 0.1 * degree[:, None, None, None])
 
 
+class Counting(PaiNN):
+    """Its Python knows how many atoms there are: must be caught."""
+
+    def forward(self, z, edge_index, edge_vec):
+        return super().forward(z, edge_index, edge_vec) * len(z)
+
+
 class Modest(PaiNN):
     """Promises less than it keeps: must be caught."""
 
@@ -75,3 +82,9 @@ def test_broken_models_are_caught():
         rotation(Modest(8, 2, cutoff=3.0))
     with pytest.raises(AssertionError, match="energy across the cutoff: off by"):
         smooth_at_cutoff(Jumping(8, 2, cutoff=3.0))
+
+
+def test_python_that_knows_sizes_is_caught(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(AssertionError, match="recorded 2 times"):
+        recorded(Counting(8, 2, cutoff=3.0))

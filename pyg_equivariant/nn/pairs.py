@@ -91,7 +91,7 @@ def _by_search(
     wanted = target * num_atoms + source
     start = torch.searchsorted(ends, wanted)
     count = torch.searchsorted(ends, wanted, right=True) - start
-    edge = torch.arange(source.shape[0], device=source.device).repeat_interleave(count)
+    edge = torch.arange(len(source), device=source.device).repeat_interleave(count)
     place = torch.arange(len(edge), device=source.device) + (start - count.cumsum(0) + count)[edge]
     back = order[place]
     near = (edge_vec[edge] + edge_vec[back]).square().sum(-1) < same**2

@@ -3,7 +3,6 @@
 import copy
 import pickle
 import re
-from collections.abc import Callable
 from typing import Any
 
 import jaxtyping
@@ -19,7 +18,7 @@ from pyg_equivariant.models import PaiNN, SchNet
 from pyg_equivariant.nn.frozen_step import FrozenStep
 from pyg_equivariant.nn.host_code import _WrapperCodeCache
 from pyg_equivariant.potential import Potential, Predictor
-from pyg_equivariant.testing import example_molecule, potential_of
+from pyg_equivariant.testing import example_molecule, potential_of, record_steps
 from pyg_equivariant.typing import Prediction
 
 
@@ -30,20 +29,6 @@ def no_checks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def molecules(*sizes: int) -> Batch:
     return Batch.from_data_list([RadiusGraph(4.0)(example_molecule(size, spread=1.5, seed=size)) for size in sizes])
-
-
-def recording(model: Predictor) -> list[torch.fx.GraphModule]:
-    """Lets a frozen model run the record itself; the list of all records."""
-    records: list[torch.fx.GraphModule] = []
-
-    def keep(
-        graph: torch.fx.GraphModule, inputs: list[Tensor], changing: int
-    ) -> Callable[[list[Tensor]], list[Tensor]]:
-        records.append(graph)
-        return lambda values: graph(*values)
-
-    model._compiled = FrozenStep(model, keep)
-    return records
 
 
 def assert_equal(actual: Prediction, expected: Prediction) -> None:
@@ -66,7 +51,7 @@ def frozen(representation: Any = None, **options: Any) -> tuple[Potential, Poten
 
 def test_one_record_for_all_numbers_that_are_more_than_one() -> None:
     eager, model = frozen()
-    records = recording(model)
+    records = record_steps(model)
     for sizes in ((5, 7), (4, 4, 4), (8, 3)):
         assert_equal(model(molecules(*sizes)), eager(molecules(*sizes)))
     assert len(records) == 1
@@ -78,7 +63,7 @@ def test_one_record_for_all_numbers_that_are_more_than_one() -> None:
 @pytest.mark.parametrize("atoms", [1, 2])
 def test_few_atoms_and_no_edges(atoms: int) -> None:
     eager, model = frozen()
-    recording(model)
+    record_steps(model)
     z, pos = torch.tensor([8, 1])[:atoms], 9 * torch.eye(3, dtype=torch.float64)[:atoms]
     data = RadiusGraph(4.0)(Data(z=z, pos=pos))
     assert data.num_edges == 0
@@ -87,7 +72,7 @@ def test_few_atoms_and_no_edges(atoms: int) -> None:
 
 def test_forces_and_stress_are_kinds() -> None:
     eager, model = frozen(stress=True)
-    records = recording(model)
+    records = record_steps(model)
     cell = 5 * torch.eye(3, dtype=torch.float64)[None]
     data = RadiusGraph(4.0)(Data(**example_molecule(6).to_dict(), cell=cell, pbc=torch.ones(1, 3, dtype=torch.bool)))
     for forces, stress in ((True, True), (True, False), (False, False), (True, True)):
@@ -99,7 +84,7 @@ def test_forces_and_stress_are_kinds() -> None:
 
 def test_the_state_that_the_compiler_knows_is_a_kind() -> None:
     eager, model = frozen()
-    records = recording(model)
+    records = record_steps(model)
     data = molecules(6)
     before = torch.get_num_threads()
     model(data)
@@ -116,7 +101,7 @@ def test_the_state_that_the_compiler_knows_is_a_kind() -> None:
 
 def test_inputs_may_lie_anyhow_in_memory() -> None:
     eager, model = frozen()
-    recording(model)
+    record_steps(model)
     data = molecules(6)
     edge_index, pos = data.edge_index.T.contiguous().T, data.pos.T.contiguous().T
     strided = data.clone().update({"edge_index": edge_index, "pos": pos})
@@ -127,7 +112,7 @@ def test_inputs_may_lie_anyhow_in_memory() -> None:
 def test_new_weights() -> None:
     """In place, at another precision, or in a copy."""
     eager, model = frozen()
-    records = recording(model)
+    records = record_steps(model)
     data = molecules(6)
     model(data)
     for each in (eager, model):
@@ -162,7 +147,7 @@ def test_of_a_compiled_model() -> None:
 
 def test_what_can_be_differentiated_is_not_compiled() -> None:
     eager, model = frozen()
-    records = recording(model)
+    records = record_steps(model)
     data = molecules(6)
     torch.testing.assert_close(model(data, hessian=True).hessian, eager(data, hessian=True).hessian)
     model.train()
@@ -174,7 +159,7 @@ def test_what_can_be_differentiated_is_not_compiled() -> None:
 def test_without_a_potential() -> None:
     predictor = Predictor(SchNet(8, 1, cutoff=4.0), {"gap": EnergyHead(8)}).double().eval()
     eager, model = predictor.frozen(), predictor.frozen()
-    records = recording(model)
+    records = record_steps(model)
     data = molecules(6, 5)
     assert_equal(model(data), eager(data))
     assert len(records) == 1
@@ -191,7 +176,7 @@ class Counting(PaiNN):
 
 def test_numbers_that_python_knows() -> None:
     eager, model = frozen(Counting(8, 1, cutoff=4.0))
-    records = recording(model)
+    records = record_steps(model)
     for size in (2, 3, 4, 4, 3):
         assert_equal(model(molecules(size)), eager(molecules(size)))
     assert len(records) == 3

@@ -95,16 +95,17 @@ def _build(compiler: list[str], folder: Path, name: str) -> str | None:
 
 @functools.cache
 def keep_memory() -> None:
-    """Freed memory stays with this process, up to the largest size that glibc allows.
+    """Freed memory stays with this process.
 
-    By default glibc gives the top of its heap back to the system after every step, and asks for it again in the next:
-    a fault for each 4 KiB, a tenth of a step of training. Settings in the environment (``MALLOC_..._THRESHOLD_``) hold.
+    By default glibc gives the top of its heap, and all that is larger than 32 MiB, back to the system when it is freed,
+    and asks for it again in the next step: a fault for each 4 KiB, a tenth of a step of training. Settings in the
+    environment (``MALLOC_TRIM_THRESHOLD_`` and so on) hold.
     """
-    names = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
+    names = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_")
     if platform.libc_ver()[0] == "glibc" and not any(name in os.environ for name in names):
-        library, trim_threshold, mmap_threshold = ctypes.CDLL(None), -1, -3  # as in malloc.h
-        library.mallopt(trim_threshold, 2**31 - 1)
-        library.mallopt(mmap_threshold, 2**25)
+        library, trim_threshold, mmap_max = ctypes.CDLL(None), -1, -4  # as in malloc.h
+        library.mallopt(trim_threshold, -1)  # never
+        library.mallopt(mmap_max, 0)
 
 
 def _run(command: list[str]) -> "subprocess.CompletedProcess[str]":

@@ -5,14 +5,15 @@
 //     Q = sum_e sum_terms  k_e,term  sum_c  x[s, a, c]  w[p, f, c]  g[t, o, c],     k_e,term = sum v * y[e, b]
 //
 // Terms with the same (a, f) form groups of at most four, for which the product x * w is computed once. Channels lie
-// next to each other in memory and are handled by vectors of 64 bytes, what is left over one by one. Threads divide the
-// channels, so that no two write to the same place.
+// next to each other in memory and are handled by vectors of 64 bytes, what is left over one by one. (k - V{} are equal
+// numbers: no operation, unlike V{} + k.) Threads divide the channels, so that no two write to the same place.
 
 #include "kernels.h"
 #include "vectors.h"
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -21,32 +22,87 @@ namespace kernels {
 template <typename V, typename T> static void add(T *to, V value) {
     *reinterpret_cast<V *>(to) = *reinterpret_cast<const V *>(to) + value;
 }
-static float total(float value) { return value; }
-static double total(double value) { return value; }
-template <typename V> static auto total(V value) {
-    auto sum = value[0];
-    for (size_t i = 1; i < sizeof(V) / sizeof(sum); ++i) sum += value[i];
-    return sum;
-}
+template <typename T> constexpr int64_t LANES = sizeof(Vector<T>) / sizeof(T);
 
-template <typename T> static void coefficients(const Table &table, const T *y, bool constant, T *k) {
-    for (int64_t term = 0; term < table.terms; ++term) {
-        T sum = 0;
-        for (int64_t i = table.first_entry[term]; i < table.first_entry[term + 1]; ++i)
-            sum += table.b[i] < 0 ? (constant ? T(table.v[i]) : T(0)) : T(table.v[i]) * y[table.b[i]];
-        k[term] = sum;
+// Numbers that begin where vectors do.
+template <typename T> class Numbers {
+    std::vector<T> all;
+    T *first;
+
+public:
+    explicit Numbers(int64_t size) : all(size + LANES<T>), first(all.data()) {
+        while (reinterpret_cast<uintptr_t>(first) % sizeof(Vector<T>)) ++first;
     }
-}
+    Numbers(const Numbers &) = delete;
+    operator T *() const { return first; }
+};
 
-template <typename T> static void scatter(const Table &table, const T *dot, T *y) {
-    for (int64_t term = 0; term < table.terms; ++term)
-        for (int64_t i = table.first_entry[term]; i < table.first_entry[term + 1]; ++i)
-            if (table.b[i] >= 0) y[table.b[i]] += T(table.v[i]) * dot[term];
+// What the geometry of an edge has to do with its terms.
+template <typename T> class Geometry {
+    struct Entry {
+        int64_t place;  // of the term's vector
+        T v;
+    };
+    const int64_t size, width;         // of y, and of all terms in whole vectors
+    std::vector<Entry> entries;        // in the order of y
+    std::vector<int64_t> first_entry;  // of each y
+    const Numbers<T> columns;          // v of all terms, [1 + size, width]: the constant one and those of each y
+
+public:
+    explicit Geometry(const Table &table)
+        : size(table.y_size), width((table.terms + LANES<T> - 1) / LANES<T> * LANES<T>), first_entry(1),
+          columns((1 + size) * width) {
+        for (int64_t term = 0; term < table.terms; ++term)
+            for (int64_t i = table.first_entry[term]; i < table.first_entry[term + 1]; ++i)
+                columns[(1 + table.b[i]) * width + term] += T(table.v[i]);
+        for (int64_t b = 0; b < size; ++b) {
+            for (int64_t term = 0; term < table.terms; ++term)
+                if (const T v = columns[(1 + b) * width + term]; v != 0) entries.push_back({term * LANES<T>, v});
+            first_entry.push_back(entries.size());
+        }
+    }
+    int64_t padded() const { return width; }
+
+    // The terms' k of an edge's y.
+    void read(const T *y, bool constant, T *k) const {
+        for (int64_t term = 0; term < width; term += LANES<T>) {
+            Vector<T> sum{};
+            if (constant) sum = load<Vector<T>>(columns + term);
+            for (int64_t b = 0; b < size; ++b) sum += load<Vector<T>>(columns + (1 + b) * width + term) * y[b];
+            store(k + term, sum);
+        }
+    }
+    // Adds the derivatives by y, with those by the terms' k given as a vector each, whose lanes are to be summed.
+    void write(const T *of_k, T *y) const {
+        for (int64_t b = 0; b < size; ++b) {
+            Vector<T> sum{};
+            for (int64_t i = first_entry[b]; i < first_entry[b + 1]; ++i)
+                sum += load<Vector<T>>(of_k + entries[i].place) * entries[i].v;
+            y[b] += sum_of_lanes(reinterpret_cast<const T *>(&sum));
+        }
+    }
+};
+
+// How far it is to the rows of the next edge, which are fetched while this one's are worked on.
+struct Next {
+    int64_t x, w;
+
+    Next(const Table &table, const Graph &graph, int64_t e) {
+        const int64_t next = std::min(e + 1, graph.edges - 1);
+        x = (graph.source[next] - graph.source[e]) * table.x_rows * graph.channels;
+        w = (graph.row[next] - graph.row[e]) * table.w_rows * graph.channels;
+    }
+};
+
+// A sum over channels: first a vector, then what the channels add that are left over.
+template <typename T, typename V> static void put_sum(V sum, T *to) {
+    if constexpr (std::is_same_v<V, T>) *to += sum;
+    else store(to, sum);
 }
 
 // Runs work(first channel, number of channels, its own sums of y) on every thread and adds those sums up.
 template <typename T, typename Work> static void split(const Table &table, const Graph &graph, T *y_out, Work work) {
-    const int64_t block = 64 / sizeof(T), blocks = (graph.channels + block - 1) / block;
+    const int64_t block = LANES<T>, blocks = (graph.channels + block - 1) / block;
     const int64_t threads = std::min(graph.threads, blocks), size = graph.edges * table.y_size;
     std::vector<T> extra(y_out && threads > 1 ? (threads - 1) * size : 0);
 #pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
@@ -61,7 +117,7 @@ template <typename T, typename Work> static void split(const Table &table, const
 
 // Calls work.run<V, TERMS>(group, first term, from, to) for each group: V is a vector, then a number for the rest.
 template <typename T, typename Work> static void each_group(const Table &table, int64_t n, Work &work) {
-    const int64_t whole = n / int64_t(64 / sizeof(T)) * int64_t(64 / sizeof(T));
+    const int64_t whole = n / LANES<T> * LANES<T>;
     auto both = [&](auto terms, int64_t i, int64_t j) {
         constexpr int TERMS = decltype(terms)::value;
         work.template run<Vector<T>, TERMS>(i, j, 0, whole);
@@ -82,6 +138,7 @@ template <typename T, typename Work> static void each_group(const Table &table, 
 template <typename T> struct Forward {
     const Table &table;
     const int64_t C;
+    const Next next;
     const T *x, *w, *k;
     T *out;
 
@@ -89,8 +146,9 @@ template <typename T> struct Forward {
         const T *xa = x + table.a[i] * C, *wf = w + table.f[i] * C;
         T *o[TERMS];
         V kj[TERMS];
-        for (int m = 0; m < TERMS; ++m) o[m] = out + table.o[j + m] * C, kj[m] = V{} + k[j + m];
+        for (int m = 0; m < TERMS; ++m) o[m] = out + table.o[j + m] * C, kj[m] = k[j + m] - V{};
         for (int64_t c = from; c < to; c += sizeof(V) / sizeof(T)) {
+            __builtin_prefetch(xa + c + next.x), __builtin_prefetch(wf + c + next.w);
             const V xw = load<V>(xa + c) * load<V>(wf + c);
             for (int m = 0; m < TERMS; ++m) add<V>(o[m] + c, kj[m] * xw);
         }
@@ -101,11 +159,12 @@ template <typename T>
 static void forward(const Table &table, const Graph &graph, const T *x, const T *y, const T *w, T *out) {
     const int64_t C = graph.channels;
     split<T>(table, graph, nullptr, [&](int64_t c, int64_t n, T *) {
-        std::vector<T> k(table.terms);
+        const Geometry<T> geometry(table);
+        const Numbers<T> k(geometry.padded());
         for (int64_t e = 0; e < graph.edges; ++e) {
-            coefficients(table, y + e * table.y_size, true, k.data());
-            Forward<T> work{table, C, x + graph.source[e] * table.x_rows * C + c, w + graph.row[e] * table.w_rows * C + c,
-                            k.data(), out + graph.target[e] * table.out_rows * C + c};
+            geometry.read(y + e * table.y_size, true, k);
+            Forward<T> work{table, C, Next(table, graph, e), x + graph.source[e] * table.x_rows * C + c,
+                            w + graph.row[e] * table.w_rows * C + c, k, out + graph.target[e] * table.out_rows * C + c};
             each_group<T>(table, n, work);
         }
     });
@@ -131,26 +190,30 @@ template <typename T> struct Rows {
 template <typename T> struct Backward {
     const Table &table;
     const int64_t C;
+    const Next next;
     const T *x, *w, *g, *k;
-    T *x_out, *w_out, *dot;
+    T *x_out, *w_out, *of_k;  // the latter a vector of each term
 
     template <typename V, int TERMS> void run(int64_t i, int64_t j, int64_t from, int64_t to) {
         const int64_t xr = table.a[i] * C, wr = table.f[i] * C;
         const T *go[TERMS];
         V kj[TERMS], d[TERMS];
-        for (int m = 0; m < TERMS; ++m) go[m] = g + table.o[j + m] * C, kj[m] = V{} + k[j + m], d[m] = V{};
+        for (int m = 0; m < TERMS; ++m) go[m] = g + table.o[j + m] * C, kj[m] = k[j + m] - V{}, d[m] = V{};
         for (int64_t c = from; c < to; c += sizeof(V) / sizeof(T)) {
-            const V xa = load<V>(x + xr + c), wf = load<V>(w + wr + c), xw = xa * wf;
+            const int64_t at_x = xr + c, at_w = wr + c;
+            __builtin_prefetch(x + at_x + next.x), __builtin_prefetch(x_out + at_x + next.x, 1);
+            __builtin_prefetch(w + at_w + next.w), __builtin_prefetch(w_out + at_w + next.w, 1);
+            const V xa = load<V>(x + at_x), wf = load<V>(w + at_w), xw = xa * wf;
             V kg{};
             for (int m = 0; m < TERMS; ++m) {
                 const V gm = load<V>(go[m] + c);
                 kg += kj[m] * gm;
                 d[m] += xw * gm;
             }
-            add<V>(x_out + xr + c, kg * wf);
-            add<V>(w_out + wr + c, kg * xa);
+            add<V>(x_out + at_x, kg * wf);
+            add<V>(w_out + at_w, kg * xa);
         }
-        for (int m = 0; m < TERMS; ++m) dot[j + m] += total(d[m]);
+        for (int m = 0; m < TERMS; ++m) put_sum(d[m], of_k + (j + m) * LANES<T>);
     }
 };
 
@@ -159,17 +222,17 @@ static void backward(const Table &table, const Graph &graph, const T *x, const T
                      T *y_out, T *w_out) {
     const int64_t C = graph.channels;
     split<T>(table, graph, y_out, [&](int64_t c, int64_t n, T *y_own) {
-        std::vector<T> k(table.terms), dot(table.terms);
+        const Geometry<T> geometry(table);
+        const Numbers<T> k(geometry.padded()), of_k(table.terms * LANES<T>);
         Rows<T> rows{w_out + c, graph.rows, table.w_rows, C, n};
         for (int64_t e = 0; e < graph.edges; ++e) {
             rows.clear(graph.row[e]);
-            coefficients(table, y + e * table.y_size, true, k.data());
-            std::fill(dot.begin(), dot.end(), T(0));
+            geometry.read(y + e * table.y_size, true, k);
             const int64_t xi = graph.source[e] * table.x_rows * C + c, wi = graph.row[e] * table.w_rows * C + c;
-            Backward<T> work{table, C, x + xi, w + wi, g + graph.target[e] * table.out_rows * C + c, k.data(),
-                             x_out + xi, w_out + wi, dot.data()};
+            Backward<T> work{table, C, Next(table, graph, e), x + xi, w + wi,
+                             g + graph.target[e] * table.out_rows * C + c, k, x_out + xi, w_out + wi, of_k};
             each_group<T>(table, n, work);
-            if (table.y_size) scatter(table, dot.data(), y_own + e * table.y_size);
+            geometry.write(of_k, y_own + e * table.y_size);
         }
         rows.finish();
     });
@@ -179,18 +242,23 @@ static void backward(const Table &table, const Graph &graph, const T *x, const T
 template <typename T> struct Second {
     const Table &table;
     const int64_t C;
+    const Next next;
     const T *x, *w, *g, *hx, *hw, *k, *h;
-    T *x_out, *w_out, *g_out, *dot;
+    T *x_out, *w_out, *g_out, *of_k;
 
     template <typename V, int TERMS> void run(int64_t i, int64_t j, int64_t from, int64_t to) {
         const int64_t xr = table.a[i] * C, wr = table.f[i] * C;
         int64_t row[TERMS];
         V kj[TERMS], hj[TERMS], d[TERMS];
         for (int m = 0; m < TERMS; ++m)
-            row[m] = table.o[j + m] * C, kj[m] = V{} + k[j + m], hj[m] = V{} + h[j + m], d[m] = V{};
+            row[m] = table.o[j + m] * C, kj[m] = k[j + m] - V{}, hj[m] = h[j + m] - V{}, d[m] = V{};
         for (int64_t c = from; c < to; c += sizeof(V) / sizeof(T)) {
-            const V xa = load<V>(x + xr + c), wf = load<V>(w + wr + c), xw = xa * wf;
-            const V hxa = load<V>(hx + xr + c), hwf = load<V>(hw + wr + c), q = hxa * wf + xa * hwf;
+            const int64_t at_x = xr + c, at_w = wr + c;
+            __builtin_prefetch(x + at_x + next.x), __builtin_prefetch(hx + at_x + next.x);
+            __builtin_prefetch(w + at_w + next.w), __builtin_prefetch(hw + at_w + next.w);
+            __builtin_prefetch(x_out + at_x + next.x, 1), __builtin_prefetch(w_out + at_w + next.w, 1);
+            const V xa = load<V>(x + at_x), wf = load<V>(w + at_w), xw = xa * wf;
+            const V hxa = load<V>(hx + at_x), hwf = load<V>(hw + at_w), q = hxa * wf + xa * hwf;
             V kg{}, hg{};
             for (int m = 0; m < TERMS; ++m) {
                 const V gm = load<V>(g + row[m] + c);
@@ -199,10 +267,10 @@ template <typename T> struct Second {
                 hg += hj[m] * gm;
                 d[m] += q * gm;
             }
-            add<V>(x_out + xr + c, hg * wf + kg * hwf);
-            add<V>(w_out + wr + c, hg * xa + kg * hxa);
+            add<V>(x_out + at_x, hg * wf + kg * hwf);
+            add<V>(w_out + at_w, hg * xa + kg * hxa);
         }
-        for (int m = 0; m < TERMS; ++m) dot[j + m] += total(d[m]);
+        for (int m = 0; m < TERMS; ++m) put_sum(d[m], of_k + (j + m) * LANES<T>);
     }
 };
 
@@ -211,19 +279,19 @@ static void second(const Table &table, const Graph &graph, const T *x, const T *
                    const T *hy, const T *hw, T *x_out, T *y_out, T *w_out, T *g_out) {
     const int64_t C = graph.channels;
     split<T>(table, graph, y_out, [&](int64_t c, int64_t n, T *y_own) {
-        std::vector<T> k(table.terms), h(table.terms), dot(table.terms);
+        const Geometry<T> geometry(table);
+        const Numbers<T> k(geometry.padded()), h(geometry.padded()), of_k(table.terms * LANES<T>);
         Rows<T> rows{w_out + c, graph.rows, table.w_rows, C, n};
         for (int64_t e = 0; e < graph.edges; ++e) {
             rows.clear(graph.row[e]);
-            coefficients(table, y + e * table.y_size, true, k.data());
-            coefficients(table, hy + e * table.y_size, false, h.data());
-            std::fill(dot.begin(), dot.end(), T(0));
+            geometry.read(y + e * table.y_size, true, k);
+            geometry.read(hy + e * table.y_size, false, h);
             const int64_t xi = graph.source[e] * table.x_rows * C + c, wi = graph.row[e] * table.w_rows * C + c;
             const int64_t gi = graph.target[e] * table.out_rows * C + c;
-            Second<T> work{table,     C,          x + xi,     w + wi,     g + gi,     hx + xi, hw + wi,
-                           k.data(), h.data(), x_out + xi, w_out + wi, g_out + gi, dot.data()};
+            Second<T> work{table,   C, Next(table, graph, e), x + xi,     w + wi,     g + gi,     hx + xi,
+                           hw + wi, k, h,                     x_out + xi, w_out + wi, g_out + gi, of_k};
             each_group<T>(table, n, work);
-            if (table.y_size) scatter(table, dot.data(), y_own + e * table.y_size);
+            geometry.write(of_k, y_own + e * table.y_size);
         }
         rows.finish();
     });

@@ -17,7 +17,7 @@ from torch_geometric.data import Data
 
 from pyg_equivariant.heads import EnergyHead, Head
 from pyg_equivariant.models.base import Representation
-from pyg_equivariant.nn.compiler import inductor_options, register_rules, warm_up
+from pyg_equivariant.nn.compiler import cut, inductor_options, register_rules, warm_up
 from pyg_equivariant.nn.configurable import Configurable, build, describe
 from pyg_equivariant.nn.conv import segment_sum
 from pyg_equivariant.nn.embedding import MAX_Z
@@ -418,6 +418,8 @@ class Potential(Predictor):
             volume: Of the cells in Å³, where the stress is wanted.
             create_graph: Whether what is returned shall be differentiable itself.
         """
+        if create_graph and graph.edge_vec.is_leaf:
+            graph = graph._replace(edge_vec=cut(graph.edge_vec))
         x = self.features(graph)
         atomic = self.head.atomic(x, graph)
         for prior in self.priors:

@@ -6,6 +6,8 @@ import json
 import jaxtyping
 import pytest
 import torch
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
 from torch_geometric.data import Batch, Data
 
 from pyg_equivariant.data.transforms import FullyConnected, RadiusGraph
@@ -178,6 +180,26 @@ def test_copy_of_a_compiled_model_is_its_own(model, graph, monkeypatch):
     with torch.no_grad():
         model.head.mlp[-1].bias += 1.0
     assert abs((model(graph).energy - twin(graph).energy).item() - len(graph.z)) < 1e-9
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler looks at it
+@pytest.mark.parametrize("wanted", [False, True])
+def test_compiled_losses_are_derived_by_positions_when_asked(model, graph, wanted, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    derivatives = []
+
+    def backward(module, inputs):
+        derivatives.extend(outcome for outcome in module.graph.output_node().args[0] if outcome is not None)
+        return make_boxed_func(module.forward)
+
+    graph.pos.requires_grad_(wanted)
+    model.train()(graph).forces.square().sum().backward()
+    expected = graph.pos.grad
+    model.compile(backend=aot_autograd(fw_compiler=lambda module, _: make_boxed_func(module), bw_compiler=backward))
+    graph.pos.grad = None
+    model(graph).forces.square().sum().backward()
+    assert len(derivatives) == sum(p.grad is not None for p in model.parameters()) + wanted
+    assert graph.pos.grad is None if not wanted else assert_close(graph.pos.grad, expected, "derivative") is None
 
 
 def test_precision_follows_a_new_representation(model, graph):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyg_equivariant.nn.native import DECOMPOSITIONS
 
-__all__ = ["inductor_options", "register_rules", "stored", "warm_up"]
+__all__ = ["cut", "inductor_options", "register_rules", "stored", "warm_up"]
 
 
 @torch.library.custom_op("pyg_equivariant::stored", mutates_args=())
@@ -43,6 +43,31 @@ def stored(x: Tensor) -> Tensor:
     return result
 
 
+@torch.library.custom_op("pyg_equivariant::cut", mutates_args=())
+def _cut(x: Tensor) -> Tensor:
+    return x.clone()
+
+
+@_cut.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+_cut.register_autograd(lambda ctx, gradient: None)
+
+
+def cut(x: Tensor) -> Tensor:
+    """``x``, by which derivatives can be taken that are not passed on to what it was made from.
+
+    The compiler derives a loss by all that comes in and requires a gradient. The vectors of the edges do, for the forces,
+    but the loss's derivative by them is nobody's concern. Without a compiler this is ``x`` itself.
+    """
+    if not torch.compiler.is_compiling():
+        return x
+    result: Tensor = _cut(x)
+    return result
+
+
 @functools.cache
 def register_rules() -> None:
     """Tells the compiler what our operations are: without these rules it calls all of them by way of Python."""
@@ -58,7 +83,8 @@ def register_rules() -> None:
         x.realize()
         return x
 
-    register_lowering(torch.ops.pyg_equivariant.stored.default, type_promotion_kind=None)(realize)
+    for operation in (torch.ops.pyg_equivariant.stored.default, torch.ops.pyg_equivariant.cut.default):
+        register_lowering(operation, type_promotion_kind=None)(realize)
     register_loaders()
     _set_types_up_once()
 

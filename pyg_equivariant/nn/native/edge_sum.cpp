@@ -134,6 +134,27 @@ template <typename T, typename Work> static void each_group(const Table &table, 
     }
 }
 
+// Rows that are summed up: cleared when they are first written, while they are at hand, and those left over.
+template <typename T> class Rows {
+    T *const out;
+    const int64_t rows, size, channels, count;
+    std::vector<char> seen = std::vector<char>(rows);
+
+public:
+    Rows(T *out, int64_t rows, int64_t size, int64_t channels, int64_t count)
+        : out(out), rows(rows), size(size), channels(channels), count(count) {}
+    T *clear(int64_t row) {
+        T *to = out + row * size * channels;
+        if (!seen[row])
+            for (int64_t f = 0; f < size; ++f) std::memset(to + f * channels, 0, count * sizeof(T));
+        seen[row] = 1;
+        return to;
+    }
+    void finish() {
+        for (int64_t row = 0; row < rows; ++row) clear(row);
+    }
+};
+
 // out[t, o] += k x[s, a] w[p, f]
 template <typename T> struct Forward {
     const Table &table;
@@ -161,30 +182,16 @@ static void forward(const Table &table, const Graph &graph, const T *x, const T 
     split<T>(table, graph, nullptr, [&](int64_t c, int64_t n, T *) {
         const Geometry<T> geometry(table);
         const Numbers<T> k(geometry.padded());
+        Rows<T> atoms{out + c, graph.nodes, table.out_rows, C, n};
         for (int64_t e = 0; e < graph.edges; ++e) {
             geometry.read(y + e * table.y_size, true, k);
             Forward<T> work{table, C, Next(table, graph, e), x + graph.source[e] * table.x_rows * C + c,
-                            w + graph.row[e] * table.w_rows * C + c, k, out + graph.target[e] * table.out_rows * C + c};
+                            w + graph.row[e] * table.w_rows * C + c, k, atoms.clear(graph.target[e])};
             each_group<T>(table, n, work);
         }
+        atoms.finish();
     });
 }
-
-// The rows of the filters' derivative: cleared when they are first written, while they are at hand, and those left over.
-template <typename T> struct Rows {
-    T *out;
-    int64_t rows, size, channels, count;
-    std::vector<char> seen = std::vector<char>(rows);
-
-    void clear(int64_t row) {
-        if (seen[row]) return;
-        seen[row] = 1;
-        for (int64_t f = 0; f < size; ++f) std::memset(out + (row * size + f) * channels, 0, count * sizeof(T));
-    }
-    void finish() {
-        for (int64_t row = 0; row < rows; ++row) clear(row);
-    }
-};
 
 // The derivatives of Q by x, y and w.
 template <typename T> struct Backward {
@@ -224,17 +231,16 @@ static void backward(const Table &table, const Graph &graph, const T *x, const T
     split<T>(table, graph, y_out, [&](int64_t c, int64_t n, T *y_own) {
         const Geometry<T> geometry(table);
         const Numbers<T> k(geometry.padded()), of_k(table.terms * LANES<T>);
-        Rows<T> rows{w_out + c, graph.rows, table.w_rows, C, n};
+        Rows<T> atoms{x_out + c, graph.nodes, table.x_rows, C, n}, filters{w_out + c, graph.rows, table.w_rows, C, n};
         for (int64_t e = 0; e < graph.edges; ++e) {
-            rows.clear(graph.row[e]);
             geometry.read(y + e * table.y_size, true, k);
             const int64_t xi = graph.source[e] * table.x_rows * C + c, wi = graph.row[e] * table.w_rows * C + c;
-            Backward<T> work{table, C, Next(table, graph, e), x + xi, w + wi,
-                             g + graph.target[e] * table.out_rows * C + c, k, x_out + xi, w_out + wi, of_k};
+            Backward<T> work{table, C, Next(table, graph, e), x + xi, w + wi, g + graph.target[e] * table.out_rows * C + c,
+                             k, atoms.clear(graph.source[e]), filters.clear(graph.row[e]), of_k};
             each_group<T>(table, n, work);
             geometry.write(of_k, y_own + e * table.y_size);
         }
-        rows.finish();
+        atoms.finish(), filters.finish();
     });
 }
 
@@ -281,19 +287,19 @@ static void second(const Table &table, const Graph &graph, const T *x, const T *
     split<T>(table, graph, y_out, [&](int64_t c, int64_t n, T *y_own) {
         const Geometry<T> geometry(table);
         const Numbers<T> k(geometry.padded()), h(geometry.padded()), of_k(table.terms * LANES<T>);
-        Rows<T> rows{w_out + c, graph.rows, table.w_rows, C, n};
+        Rows<T> sources{x_out + c, graph.nodes, table.x_rows, C, n}, filters{w_out + c, graph.rows, table.w_rows, C, n};
+        Rows<T> targets{g_out + c, graph.nodes, table.out_rows, C, n};
         for (int64_t e = 0; e < graph.edges; ++e) {
-            rows.clear(graph.row[e]);
             geometry.read(y + e * table.y_size, true, k);
             geometry.read(hy + e * table.y_size, false, h);
             const int64_t xi = graph.source[e] * table.x_rows * C + c, wi = graph.row[e] * table.w_rows * C + c;
-            const int64_t gi = graph.target[e] * table.out_rows * C + c;
-            Second<T> work{table,   C, Next(table, graph, e), x + xi,     w + wi,     g + gi,     hx + xi,
-                           hw + wi, k, h,                     x_out + xi, w_out + wi, g_out + gi, of_k};
+            Second<T> work{table, C, Next(table, graph, e), x + xi, w + wi, g + graph.target[e] * table.out_rows * C + c,
+                           hx + xi, hw + wi, k, h, sources.clear(graph.source[e]), filters.clear(graph.row[e]),
+                           targets.clear(graph.target[e]), of_k};
             each_group<T>(table, n, work);
             geometry.write(of_k, y_own + e * table.y_size);
         }
-        rows.finish();
+        sources.finish(), filters.finish(), targets.finish();
     });
 }
 

@@ -99,7 +99,7 @@ struct EdgeSum {
 static Tensor edge_sum_forward(std::string_view key, const Tensor &x, const Tensor &y, const Tensor &w,
                                const Tensor &source, const Tensor &target, const Tensor &row) {
     const EdgeSum sum(key, x, y, w, source, target, row);
-    Tensor total = at::zeros({x.size(0), sum.terms.num_out, x.size(2)}, x.options());
+    Tensor total = at::empty({x.size(0), sum.terms.num_out, x.size(2)}, x.options());
     sum.check(typed(x, [&](auto zero) {
         using T = decltype(zero);
         return kernels::edge_sum_forward<T>(sum.table, sum.graph, in<T>(sum.x), in<T>(sum.y), in<T>(sum.w), out<T>(total));
@@ -112,7 +112,7 @@ static std::tuple<Tensor, Tensor, Tensor> edge_sum_backward(std::string_view key
                                                             const Tensor &target, const Tensor &row) {
     const EdgeSum sum(key, x, y, w, source, target, row);
     const Tensor grad = g.contiguous();
-    Tensor of_x = zeros(x), of_y = zeros(y), of_w = empty(w);
+    Tensor of_x = empty(x), of_y = zeros(y), of_w = empty(w);
     sum.check(typed(x, [&](auto zero) {
         using T = decltype(zero);
         return kernels::edge_sum_backward<T>(sum.table, sum.graph, in<T>(sum.x), in<T>(sum.y), in<T>(sum.w), in<T>(grad),
@@ -126,7 +126,7 @@ edge_sum_second(std::string_view key, const Tensor &x, const Tensor &y, const Te
                 const Tensor &hy, const Tensor &hw, const Tensor &source, const Tensor &target, const Tensor &row) {
     const EdgeSum sum(key, x, y, w, source, target, row);
     const Tensor grad = g.contiguous(), by_x = hx.contiguous(), by_y = hy.contiguous(), by_w = hw.contiguous();
-    Tensor of_x = zeros(x), of_y = zeros(y), of_w = empty(w), of_g = zeros(g);
+    Tensor of_x = empty(x), of_y = zeros(y), of_w = empty(w), of_g = empty(g);
     sum.check(typed(x, [&](auto zero) {
         using T = decltype(zero);
         return kernels::edge_sum_second<T>(sum.table, sum.graph, in<T>(sum.x), in<T>(sum.y), in<T>(sum.w), in<T>(grad),

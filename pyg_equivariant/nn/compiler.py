@@ -59,8 +59,8 @@ _cut.register_autograd(lambda ctx, gradient: None)
 def cut(x: Tensor) -> Tensor:
     """``x``, by which derivatives can be taken that are not passed on to what it was made from.
 
-    The compiler derives a loss by all that comes in and requires a gradient. The vectors of the edges do, for the forces,
-    but the loss's derivative by them is nobody's concern. Without a compiler this is ``x`` itself.
+    The compiler derives a loss by all that comes in and requires a gradient. The vectors of the edges do, for the
+    forces, but the loss's derivative by them is nobody's concern. Without a compiler this is ``x`` itself.
     """
     if not torch.compiler.is_compiling():
         return x

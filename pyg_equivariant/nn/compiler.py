@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+from collections.abc import Callable
 from threading import Thread
 from typing import Any
 
@@ -13,21 +14,20 @@ from pyg_equivariant.nn.native import DECOMPOSITIONS
 __all__ = ["cut", "inductor_options", "register_rules", "stored", "warm_up"]
 
 
-@torch.library.custom_op("pyg_equivariant::stored", mutates_args=())
-def _stored(x: Tensor) -> Tensor:
-    return x.clone()
+def _copying(name: str, backward: Callable[[Any, Tensor], Tensor | None]) -> Any:
+    """An operation that returns what it gets, which the compiler has its own rule for."""
+
+    def copy(x: Tensor) -> Tensor:
+        return x.clone()
+
+    operation = torch.library.custom_op(f"pyg_equivariant::{name}", copy, mutates_args=())
+    operation.register_fake(torch.empty_like)
+    operation.register_autograd(backward)
+    return operation
 
 
-@_stored.register_fake
-def _(x: Tensor) -> Tensor:
-    return torch.empty_like(x)
-
-
-def _backward(ctx: object, gradient: Tensor) -> Tensor:
-    return stored(gradient)
-
-
-_stored.register_autograd(_backward)
+_stored = _copying("stored", lambda ctx, gradient: stored(gradient))
+_cut = _copying("cut", lambda ctx, gradient: None)
 
 
 def stored(x: Tensor) -> Tensor:
@@ -41,19 +41,6 @@ def stored(x: Tensor) -> Tensor:
         return x
     result: Tensor = _stored(x)
     return result
-
-
-@torch.library.custom_op("pyg_equivariant::cut", mutates_args=())
-def _cut(x: Tensor) -> Tensor:
-    return x.clone()
-
-
-@_cut.register_fake
-def _(x: Tensor) -> Tensor:
-    return torch.empty_like(x)
-
-
-_cut.register_autograd(lambda ctx, gradient: None)
 
 
 def cut(x: Tensor) -> Tensor:

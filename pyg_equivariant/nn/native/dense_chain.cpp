@@ -11,57 +11,18 @@
 #include "kernels.h"
 #include "products.h"
 #include "vectors.h"
+#include "workspace.h"
 
 #include <algorithm>
 #include <atomic>
 #include <bit>
 #include <limits>
-#include <memory>
 #include <type_traits>
 #include <vector>
 
 namespace kernels {
 
 constexpr int64_t CACHED = 4 * 1024 * 1024;  // bytes of all layers that may still be at hand when they are read again
-
-// Memory that a thread keeps from one operation to the next. What is taken while a Workspace lives is free after it.
-class Workspace {
-    struct alignas(64) Line {
-        char bytes[64];
-    };
-    struct Chunk {
-        std::unique_ptr<Line[]> lines;
-        int64_t size;
-    };
-    struct Pool {
-        std::vector<Chunk> chunks;
-        size_t chunk = 0;
-        int64_t used = 0;
-    };
-    static Pool &pool() {
-        static thread_local Pool pool;
-        return pool;
-    }
-    const size_t chunk = pool().chunk;
-    const int64_t used = pool().used;
-
-public:
-    Workspace() = default;
-    Workspace(const Workspace &) = delete;
-    ~Workspace() { pool().chunk = chunk, pool().used = used; }
-    // Numbers that begin where vectors do.
-    template <typename T> static T *take(int64_t size) {
-        Pool &all = pool();
-        const int64_t lines = up_to(size * sizeof(T), sizeof(Line)) / sizeof(Line);
-        while (all.chunk < all.chunks.size() && all.used + lines > all.chunks[all.chunk].size) ++all.chunk, all.used = 0;
-        if (all.chunk == all.chunks.size()) {
-            const int64_t most = std::max(lines, int64_t(1 << 15));
-            all.chunks.push_back({std::unique_ptr<Line[]>(new Line[most]), most});
-        }
-        all.used += lines;
-        return reinterpret_cast<T *>(all.chunks[all.chunk].lines.get() + all.used - lines);
-    }
-};
 
 template <typename T> static void add_row(int64_t size, const T *from, T *to) {
     each<T>(size, [=](auto block, int64_t c) { block.at(from + c).add_to(to + c); });

@@ -10,6 +10,7 @@
 
 #include "kernels.h"
 #include "vectors.h"
+#include "workspace.h"
 
 #include <algorithm>
 #include <cstring>
@@ -24,19 +25,6 @@ template <typename V, typename T> static void add(T *to, V value) {
 }
 template <typename T> constexpr int64_t LANES = sizeof(Vector<T>) / sizeof(T);
 
-// Numbers that begin where vectors do.
-template <typename T> class Numbers {
-    std::vector<T> all;
-    T *first;
-
-public:
-    explicit Numbers(int64_t size) : all(size + LANES<T>), first(all.data()) {
-        while (reinterpret_cast<uintptr_t>(first) % sizeof(Vector<T>)) ++first;
-    }
-    Numbers(const Numbers &) = delete;
-    operator T *() const { return first; }
-};
-
 // What the geometry of an edge has to do with its terms.
 template <typename T> class Geometry {
     struct Entry {
@@ -46,12 +34,13 @@ template <typename T> class Geometry {
     const int64_t size, width;         // of y, and of all terms in whole vectors
     std::vector<Entry> entries;        // in the order of y
     std::vector<int64_t> first_entry;  // of each y
-    const Numbers<T> columns;          // v of all terms, [1 + size, width]: the constant one and those of each y
+    const Workspace workspace;
+    T *const columns;                  // v of all terms, [1 + size, width]: the constant one and those of each y
 
 public:
     explicit Geometry(const Table &table)
         : size(table.y_size), width((table.terms + LANES<T> - 1) / LANES<T> * LANES<T>), first_entry(1),
-          columns((1 + size) * width) {
+          columns(std::fill_n(workspace.take<T>((1 + size) * width), (1 + size) * width, T(0)) - (1 + size) * width) {
         for (int64_t term = 0; term < table.terms; ++term)
             for (int64_t i = table.first_entry[term]; i < table.first_entry[term + 1]; ++i)
                 columns[(1 + table.b[i]) * width + term] += T(table.v[i]);
@@ -61,7 +50,8 @@ public:
             first_entry.push_back(entries.size());
         }
     }
-    int64_t padded() const { return width; }
+    // Numbers of all terms.
+    T *take() const { return workspace.take<T>(width); }
 
     // The terms' k of an edge's y.
     void read(const T *y, bool constant, T *k) const {
@@ -181,7 +171,7 @@ static void forward(const Table &table, const Graph &graph, const T *x, const T 
     const int64_t C = graph.channels;
     split<T>(table, graph, nullptr, [&](int64_t c, int64_t n, T *) {
         const Geometry<T> geometry(table);
-        const Numbers<T> k(geometry.padded());
+        T *const k = geometry.take();
         Rows<T> atoms{out + c, graph.nodes, table.out_rows, C, n};
         for (int64_t e = 0; e < graph.edges; ++e) {
             geometry.read(y + e * table.y_size, true, k);
@@ -230,7 +220,7 @@ static void backward(const Table &table, const Graph &graph, const T *x, const T
     const int64_t C = graph.channels;
     split<T>(table, graph, y_out, [&](int64_t c, int64_t n, T *y_own) {
         const Geometry<T> geometry(table);
-        const Numbers<T> k(geometry.padded()), of_k(table.terms * LANES<T>);
+        T *const k = geometry.take(), *const of_k = Workspace::take<T>(table.terms * LANES<T>);
         Rows<T> atoms{x_out + c, graph.nodes, table.x_rows, C, n}, filters{w_out + c, graph.rows, table.w_rows, C, n};
         for (int64_t e = 0; e < graph.edges; ++e) {
             geometry.read(y + e * table.y_size, true, k);
@@ -286,7 +276,8 @@ static void second(const Table &table, const Graph &graph, const T *x, const T *
     const int64_t C = graph.channels;
     split<T>(table, graph, y_out, [&](int64_t c, int64_t n, T *y_own) {
         const Geometry<T> geometry(table);
-        const Numbers<T> k(geometry.padded()), h(geometry.padded()), of_k(table.terms * LANES<T>);
+        T *const k = geometry.take(), *const h = geometry.take();
+        T *const of_k = Workspace::take<T>(table.terms * LANES<T>);
         Rows<T> sources{x_out + c, graph.nodes, table.x_rows, C, n}, filters{w_out + c, graph.rows, table.w_rows, C, n};
         Rows<T> targets{g_out + c, graph.nodes, table.out_rows, C, n};
         for (int64_t e = 0; e < graph.edges; ++e) {

@@ -238,7 +238,7 @@ class CormorantConv(TensorProductConv):
 
         weight = edge_x[:, self.harmonic_of]
         received = self.message_and_aggregate(edge_index, x.transpose(1, 2), edge_sh, weight)
-        y: Tensor = self.linear_edges([m * self.avg_num_neighbors.rsqrt() for m in received])[0]
+        y: Tensor = self.linear_edges(received * self.avg_num_neighbors.rsqrt())[0]
         squares = [part.flatten(2) @ mix for part, mix in zip(self.square(x), self.linear_square, strict=True)]
         y = y + torch.cat(squares, 1).unsqueeze(1)
         kept = num_components(self.lmax_kept)

@@ -5,9 +5,9 @@ import math
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pyg_equivariant.models.base import Representation
+from pyg_equivariant.nn.activation import silu
 from pyg_equivariant.nn.bessel import SphericalBesselBasis
 from pyg_equivariant.nn.conv import Conv, segment_sum
 from pyg_equivariant.nn.cutoff import PolynomialCutoff
@@ -152,7 +152,7 @@ class _MessageEmbedding(nn.Module):
         source, target = edge_index
         receiver, sender = self.pair(self.atom(z)).chunk(2, -1)
         atoms = receiver.index_select(0, target) + sender.index_select(0, source)
-        return functional.silu(atoms + self.edge(functional.silu(self.radial(edge_rbf))))
+        return silu(atoms + self.edge(silu(self.radial(edge_rbf))))
 
 
 class _Interaction(nn.Module):

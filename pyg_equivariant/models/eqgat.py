@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyg_equivariant.models.base import Representation
+from pyg_equivariant.nn.activation import silu
 from pyg_equivariant.nn.attention import edge_softmax
 from pyg_equivariant.nn.compiler import stored
 from pyg_equivariant.nn.conv import Conv
@@ -46,7 +47,7 @@ class _Attention(Conv):
     ) -> tuple[Float[Tensor, "E C"], Float[Tensor, "E G"]]:
         """The attention of the channels, and the gates times the weights of the mean."""
         size = int(index.max()) + 1 if size is None else size
-        score, gate = self.edge_out(functional.silu(hidden)).split(self.sizes, 1)
+        score, gate = self.edge_out(silu(hidden)).split(self.sizes, 1)
         mean = edge_softmax(torch.zeros_like(envelope), envelope, index, size)
         return edge_softmax(score, envelope, index, size), gate * mean.unsqueeze(-1)
 

@@ -3,9 +3,9 @@
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pyg_equivariant.models.base import Representation
+from pyg_equivariant.nn.activation import silu
 from pyg_equivariant.nn.compiler import stored
 from pyg_equivariant.nn.conv import EdgeSumConv
 from pyg_equivariant.nn.cutoff import CosineCutoff
@@ -38,8 +38,8 @@ class EquivariantTransformerFilter(nn.Module):
 
     def forward(self, edge_rbf: Float[Tensor, "R K"], envelope: Float[Tensor, " R"]) -> Float[Tensor, "R W"]:
         """The filters at the edges' lengths."""
-        value = functional.silu(self.value(edge_rbf)) * envelope.unsqueeze(-1)
-        return torch.cat([functional.silu(self.key(edge_rbf)), value], -1)
+        value = silu(self.value(edge_rbf)) * envelope.unsqueeze(-1)
+        return torch.cat([silu(self.key(edge_rbf)), value], -1)
 
 
 class EquivariantTransformerConv(EdgeSumConv):
@@ -138,7 +138,7 @@ class EquivariantTransformerConv(EdgeSumConv):
         weight_value: Float[Tensor, "E C"],
     ) -> Float[Tensor, "E C"]:
         """The scalars that source j sends to target i."""
-        attention = functional.silu((query_i * key_j * weight_key).unflatten(-1, (self.num_heads, -1)).sum(-1))
+        attention = silu((query_i * key_j * weight_key).unflatten(-1, (self.num_heads, -1)).sum(-1))
         scalar = (value_j * weight_value).unflatten(-1, (self.num_heads, -1))
         return (scalar * attention.unsqueeze(-1)).flatten(-2)
 

@@ -5,9 +5,9 @@ import math
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pyg_equivariant.models.base import Group, Representation
+from pyg_equivariant.nn.activation import silu
 from pyg_equivariant.nn.conv import Conv, segment_sum
 from pyg_equivariant.nn.cutoff import Cutoff, PolynomialCutoff
 from pyg_equivariant.nn.embedding import MAX_Z, AtomEmbedding
@@ -122,7 +122,7 @@ class PreactivatedLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "N C"]) -> Float[Tensor, "N D"]:
         """Mixed values."""
-        values: Tensor = self.linear(functional.silu(self.norm(x[:, None, None])[:, 0, 0]))
+        values: Tensor = self.linear(silu(self.norm(x[:, None, None])[:, 0, 0]))
         return values
 
 
@@ -152,7 +152,7 @@ class LieBlock(nn.Module):
         weight: Float[Tensor, " E"],
     ) -> Float[Tensor, "N C"]:
         """The update of x; the arguments are those of :class:`LieConv`."""
-        y = functional.silu(self.norm(self.first(x)[:, None, None])[:, 0, 0])
+        y = silu(self.norm(self.first(x)[:, None, None])[:, 0, 0])
         update: Tensor = self.last(self.conv(y, edge_index, pair, weight))
         return update
 
@@ -261,5 +261,5 @@ class LieResNet(Representation):
         x = self.embedding(z).repeat_interleave(count, dim=0)
         for block in self.blocks:
             x = x + block(x, index, pair, weight)
-        x = functional.silu(self.norm(x[:, None, None])).view(z.shape[0], count, 1, self.channels)
+        x = silu(self.norm(x[:, None, None])).view(z.shape[0], count, 1, self.channels)
         return x.mean(1, keepdim=True)

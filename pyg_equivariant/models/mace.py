@@ -101,7 +101,7 @@ class MACEConv(TensorProductConv):
         """
         sent = self.linear_in(x).transpose(1, 2).contiguous()
         received = self.message_and_aggregate(edge_index, sent, edge_sh, self.filter(edge_rbf), pair)
-        density, _ = self.linear_sum([m / self.avg_num_neighbors for m in received])
+        density, _ = self.linear_sum(received / self.avg_num_neighbors)
         return self.update_features(x, density, z)
 
     def update_features(

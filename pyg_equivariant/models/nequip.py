@@ -99,7 +99,7 @@ class NequIPConv(TensorProductConv):
         weight = interpolate(self.filter(edge_rbf), table).unflatten(1, (self.paths.num_paths, -1))
         sent = self.linear_in(x).transpose(1, 2).contiguous()
         received = self.message_and_aggregate(edge_index, sent, edge_sh, weight, pair)
-        y, gates = self.linear_out([m * self.avg_num_neighbors.rsqrt() for m in received])
+        y, gates = self.linear_out(received * self.avg_num_neighbors.rsqrt())
         kept = x[:, : self.parity_kept, : num_components(self.lmax_kept)]
         known = self.self_connection(kept, z)
         y = y + functional.pad(known, (0, 0, 0, y.shape[2] - known.shape[2], 0, y.shape[1] - known.shape[1]))

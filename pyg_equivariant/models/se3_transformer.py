@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyg_equivariant.models.base import Representation
+from pyg_equivariant.nn.activation import silu
 from pyg_equivariant.nn.attention import edge_softmax
 from pyg_equivariant.nn.conv import Conv
 from pyg_equivariant.nn.cutoff import CosineCutoff, Cutoff
@@ -123,7 +124,7 @@ class NormNonlinearity(nn.Module):
         scalars, *higher = (x[:, 0, rows] for rows in degree_slices(self.lmax))
         lengths = [(part.square().sum(1, keepdim=True) + self.eps).sqrt() for part in higher]
         y = torch.cat([scalars, *lengths], 1)
-        y = functional.silu(functional.layer_norm(y, y.shape[2:]) * self.weight + self.bias)
+        y = silu(functional.layer_norm(y, y.shape[2:]) * self.weight + self.bias)
         if not lengths:
             return y.unsqueeze(1)
         factors = y[:, 1:] / torch.cat(lengths, 1)
@@ -228,15 +229,13 @@ class SE3TransformerConv(Conv):
         edge_env: Float[Tensor, " E"],
         index: Int[Tensor, " E"],
         size_i: int,
-    ) -> list[Float[Tensor, "E _ _ 1 D"]]:
-        """The values of all kernels times the attention, one tensor a degree."""
-        products = self.product(x_j, edge_sh, weight)
-        keys, values = zip(*(part.chunk(2, -1) for part in products), strict=True)
-        key = torch.cat([key.sum((2, 3)) for key in keys[: self.lmax_key + 1]], 1)
+    ) -> Float[Tensor, "E T D"]:
+        """The values of all kernels times the attention."""
+        keys, values = self.product(x_j, edge_sh, weight).chunk(2, -1)
+        key = torch.cat([part.sum((2, 3)) for part in self.product.paths.split(keys)[: self.lmax_key + 1]], 1)
         score = (key * query_i).sum(1).unflatten(1, (self.num_heads, -1)).sum(2)
         attention = edge_softmax(score, edge_env, index, size_i)
-        spread = attention.repeat_interleave(values[0].shape[-1] // self.num_heads, 1)[:, None, None, None]
-        return [value * spread for value in values]
+        return values * attention.repeat_interleave(values.shape[-1] // self.num_heads, 1).unsqueeze(1)
 
 
 class SE3Transformer(Representation):

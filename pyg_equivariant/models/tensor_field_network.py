@@ -120,7 +120,7 @@ class TensorFieldConv(TensorProductConv):
             pair: Which row of ``edge_rbf`` an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own if not given.
         """
         received = self.message_and_aggregate(edge_index, x.transpose(1, 2), edge_sh, self.filter(edge_rbf), pair)
-        y: Tensor = self.self_interaction([m * self.avg_num_neighbors.rsqrt() for m in received])[0]
+        y: Tensor = self.self_interaction(received * self.avg_num_neighbors.rsqrt())[0]
         return y
 
 

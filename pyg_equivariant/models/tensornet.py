@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyg_equivariant.models.base import Representation
+from pyg_equivariant.nn.activation import SiLU, silu
 from pyg_equivariant.nn.compiler import stored
 from pyg_equivariant.nn.conv import EdgeSumConv
 from pyg_equivariant.nn.cutoff import CosineCutoff
@@ -214,7 +215,7 @@ def _bounded(x: Float[Tensor, "N 9 C"]) -> Float[Tensor, "N 9 C"]:
 
 def _silu_layers(*sizes: int) -> nn.Sequential:
     """Linear layers with the nonlinearity after each, the last too."""
-    layers = [(nn.Linear(fan_in, fan_out), nn.SiLU()) for fan_in, fan_out in itertools.pairwise(sizes)]
+    layers = [(nn.Linear(fan_in, fan_out), SiLU()) for fan_in, fan_out in itertools.pairwise(sizes)]
     return nn.Sequential(*itertools.chain.from_iterable(layers))
 
 
@@ -275,7 +276,7 @@ class TensorNet(Representation):
         for conv in self.convs:
             x = conv(x, edge_index, edge_rbf, edge_env, pairs.of, table)
         squares = torch.cat([part.square().sum(1) for part in _by_degree(x)], -1)
-        scalar = functional.silu(self.out(self.norm(squares))).unsqueeze(1)
+        scalar = silu(self.out(self.norm(squares))).unsqueeze(1)
         return torch.cat([scalar, x[:, 1:]], 1).unsqueeze(1)
 
     def tabulate(self) -> None:

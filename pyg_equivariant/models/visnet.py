@@ -5,9 +5,9 @@ import math
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pyg_equivariant.models.base import Representation
+from pyg_equivariant.nn.activation import silu
 from pyg_equivariant.nn.conv import EdgeSumConv
 from pyg_equivariant.nn.cutoff import CosineCutoff
 from pyg_equivariant.nn.edge_sum import CONSTANT, Term
@@ -106,10 +106,10 @@ class ViSNetConv(EdgeSumConv):
             query=self.query(scalar),
             key=self.key(scalar),
             value=self.value(scalar),
-            weight=spread(functional.silu(self.filter(edge)), pair),
+            weight=spread(silu(self.filter(edge)), pair),
             envelope=envelope,
         )
-        filters = torch.cat([functional.silu(self.to_vectors(message)), message], -1)
+        filters = torch.cat([silu(self.to_vectors(message)), message], -1)
         ones = torch.ones_like(scalar).unsqueeze(1)
         sent = ones if self.mix is None else torch.cat([vec, ones], 1)
         received = self.message_and_aggregate(edge_index, sent, filters.unflatten(1, (-1, scalar.shape[1])), edge_sh)
@@ -131,7 +131,7 @@ class ViSNetConv(EdgeSumConv):
         """The scalars that source j sends to target i."""
         weight_key, weight_value = weight.chunk(2, -1)
         score = (query_i * key_j * weight_key).unflatten(-1, (self.num_heads, -1)).sum(-1)
-        attention = functional.silu(score) * envelope.unsqueeze(-1)
+        attention = silu(score) * envelope.unsqueeze(-1)
         value = (value_j * weight_value).unflatten(-1, (self.num_heads, -1))
         return (value * attention.unsqueeze(-1)).flatten(1)
 
@@ -173,7 +173,7 @@ class ViSNetEdgeUpdate(nn.Module):
         sh = edge_sh.unsqueeze(-1)
         # the product of the rejections, multiplied out
         along = (sh * own).sum(1) * (sh * other).sum(1) * (edge_sh.square().sum(-1, keepdim=True) - 2.0)
-        return spread(functional.silu(self.dense(edge)), pair) * ((own * other).sum(1) + along)
+        return spread(silu(self.dense(edge)), pair) * ((own * other).sum(1) + along)
 
 
 class ViSNet(Representation):

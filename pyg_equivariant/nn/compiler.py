@@ -59,9 +59,12 @@ def cut(x: Tensor) -> Tensor:
 def register_rules() -> None:
     """Tells the compiler what our operations are: without these rules it calls all of them by way of Python."""
     from torch._inductor.decomposition import register_decomposition
-    from torch._inductor.lowering import register_lowering
+    from torch._inductor.lowering import make_pointwise, register_lowering
+    from torch._inductor.virtualized import ops
 
+    from pyg_equivariant.nn.activation import silu_derivative
     from pyg_equivariant.nn.host_code import register_loaders
+    from pyg_equivariant.nn.shortcuts import take_shortcuts
 
     for operation, kernel in DECOMPOSITIONS.items():
         register_decomposition([operation])(kernel)
@@ -72,26 +75,14 @@ def register_rules() -> None:
 
     for operation in (torch.ops.pyg_equivariant.stored.default, torch.ops.pyg_equivariant.cut.default):
         register_lowering(operation, type_promotion_kind=None)(realize)
+
+    @register_lowering(torch.ops.pyg_equivariant.silu_derivative.default, type_promotion_kind=None)
+    def of_silu(x: "torch._inductor.ir.TensorBox", order: int) -> "torch._inductor.ir.TensorBox":
+        constant = functools.partial(ops.constant, dtype=x.get_dtype())
+        return make_pointwise(lambda x: silu_derivative(x, ops.sigmoid(x), order, constant))(x)
+
     register_loaders()
-    _set_types_up_once()
-
-
-def _set_types_up_once() -> None:
-    """PyTorch has one object with the types of all operations, but sets it up again for each operation of a kernel."""
-    from torch._inductor.codegen.common import pointwise_overrides_data
-    from torch._inductor.dtype_propagation import DtypePropagationOpsHandler
-    from torch._inductor.utils import op_dtype_propagation_rules
-
-    own = DtypePropagationOpsHandler.__init__
-
-    @functools.cache
-    def set_up(handler: DtypePropagationOpsHandler, rules: int, overrides: int) -> None:
-        own(handler)
-
-    def once(self: DtypePropagationOpsHandler) -> None:
-        set_up(self, len(op_dtype_propagation_rules), len(pointwise_overrides_data))
-
-    DtypePropagationOpsHandler.__init__ = once  # type: ignore[method-assign]
+    take_shortcuts()
 
 
 def inductor_options() -> dict[str, Any]:

@@ -3,7 +3,8 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
+
+from pyg_equivariant.nn.activation import silu
 
 __all__ = ["Gate"]
 
@@ -42,10 +43,10 @@ class Gate(nn.Module):
         """
         scalars, rest = x.split([1, x.shape[2] - 1], dim=2)
         true, *pseudo = scalars.unbind(1)
-        active = [SILU_SCALE * functional.silu(true), *(TANH_SCALE * torch.tanh(each) for each in pseudo)]
+        active = [SILU_SCALE * silu(true), *(TANH_SCALE * torch.tanh(each) for each in pseudo)]
         if not self.num_gates:
             return torch.stack(active, dim=1)
-        factors = (SILU_SCALE * functional.silu(gates)).split(1, dim=1)
+        factors = (SILU_SCALE * silu(gates)).split(1, dim=1)
         sizes = self.sizes * self.parity
         spread = [factor.expand(-1, size, -1) for factor, size in zip(factors, sizes, strict=True)]
         return torch.cat([torch.stack(active, dim=1), rest * torch.cat(spread, dim=1).view_as(rest)], dim=2)

@@ -1,13 +1,13 @@
 """Linear maps of channels, one matrix a degree and parity."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pyg_equivariant.nn.element_product import element_product
+from pyg_equivariant.nn.block_product import Blocks, block_product
 from pyg_equivariant.nn.embedding import MAX_Z
 from pyg_equivariant.o3.layout import lmax_of
 
@@ -36,7 +36,7 @@ class DegreeLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "N P M C"]) -> Float[Tensor, "N P M D"]:
         """Mixed features."""
-        y = _by_degree(x, self.weight, torch.matmul)
+        y = _by_degree(x, self.weight)
         if self.bias is not None:
             rows = y.flatten(1, 2)
             scalars, rest = rows.split([1, rows.shape[1] - 1], dim=1)
@@ -48,7 +48,7 @@ class ElementLinear(nn.Module):
     r"""Mixes channels with a matrix for each element: :math:`y_{iplmd} = \sum_c x_{iplmc} W_{z_i,plcd}`.
 
     This is e3nn's ``FullyConnectedTensorProduct`` with one-hot elements, see
-    :func:`~pyg_equivariant.nn.element_product.element_product`.
+    :func:`~pyg_equivariant.nn.block_product.block_product`.
 
     Args:
         in_channels: C.
@@ -83,14 +83,15 @@ class ElementLinear(nn.Module):
     def forward(self, x: Float[Tensor, "N P M C"], z: Int[Tensor, " N"]) -> Float[Tensor, "N P M D"]:
         """Mixed features of atoms with atomic numbers ``z``."""
         index = self.place.index_select(0, z)
-        return _by_degree(x, self.weight, lambda rows, weight: element_product(rows, weight, index))
+        return _by_degree(x, self.weight, index)
 
 
 def _by_degree(
-    x: Float[Tensor, "N P M C"], weight: Tensor, mix: Callable[[Tensor, Tensor], Tensor]
+    x: Float[Tensor, "N P M C"], weight: Float[Tensor, "P L *Z C D"], index: Int[Tensor, " N"] | None = None
 ) -> Float[Tensor, "N P M D"]:
-    """What becomes of the rows ``[N, 2 l + 1, C]`` of each slot and degree with the weight ``[P, L]`` of both."""
-    sizes = [2 * degree + 1 for degree in range(lmax_of(x.shape[2]) + 1)] * x.shape[1]
-    rows = x.flatten(1, 2).split(sizes, dim=1)
-    blocks = [mix(part.contiguous(), own) for part, own in zip(rows, weight.flatten(0, 1).unbind(), strict=True)]
-    return torch.cat(blocks, dim=1).unflatten(1, x.shape[1:3])
+    """The rows of each slot and degree times the matrix of both, or of their matrices that of the atom's element."""
+    rows = [2 * degree + 1 for degree in range(lmax_of(x.shape[2]) + 1)] * x.shape[1]
+    *elements, channels, outcomes = weight.shape[2:]
+    blocks = Blocks(rows, [channels] * len(rows), [outcomes] * len(rows))
+    y = block_product(x.flatten(1), weight.flatten(), blocks, index, *elements)
+    return y.view(*x.shape[:3], outcomes)

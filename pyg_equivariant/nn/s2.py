@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
+from pyg_equivariant.nn.activation import silu
 from pyg_equivariant.nn.configurable import Configurable
 from pyg_equivariant.nn.mlp import dense
 from pyg_equivariant.o3.constants import ExactConstants
@@ -79,7 +79,7 @@ class GridSiLU(SphereActivation):
 
     def forward(self, values: Float[Tensor, "N G C"], share: Float[Tensor, " G"]) -> Float[Tensor, "N G C"]:
         """See :class:`SphereActivation`."""
-        return functional.silu(values)
+        return silu(values)
 
 
 class SeparableS2Activation(ExactConstants):
@@ -135,4 +135,4 @@ class SeparableS2Activation(ExactConstants):
         for index, linear in enumerate(self.linears):
             values = linear(self.activation(values, self.share) if index else values)
         rest = torch.einsum("rg,ngc->nrc", self.analysis, values)
-        return torch.cat([functional.silu(scalars).unsqueeze(1), rest], dim=1)
+        return torch.cat([silu(scalars).unsqueeze(1), rest], dim=1)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pyg_equivariant.nn.block_product import Blocks, block_product
 from pyg_equivariant.nn.conv import Conv, segment_sum
 from pyg_equivariant.nn.edge_sum import EdgeSum, Term
 from pyg_equivariant.nn.native import runs_on
@@ -49,6 +50,7 @@ class Paths:
         parity_out: Slots of the outcome.
         blocks: The paths, one :class:`Block` a degree of the outcome; each is taken from every slot of the features.
         num_paths: All of them, slots of the features included.
+        rows: Of each block, how many numbers of a channel its paths make.
     """
 
     parity_out = 1
@@ -67,6 +69,13 @@ class Paths:
             odd = [pair for pair in pairs if (sum(pair) + l3) % 2 == 1]
             self.blocks.append(Block(l3, (*even, *odd), len(even)))
         self.num_paths = parity_in * sum(len(block.pairs) for block in self.blocks)
+        self.rows = [parity_in * (2 * block.l3 + 1) * len(block.pairs) for block in self.blocks]
+
+    def split(self, products: Float[Tensor, "N T C"]) -> list[Float[Tensor, "N _ _ P C"]]:
+        """Of all products of a :class:`TensorProduct` those to each degree, ``[N, 2 l3 + 1, paths, P, C]``."""
+        shapes = [(2 * block.l3 + 1, len(block.pairs), self.parity_in) for block in self.blocks]
+        parts = products.split(self.rows, 1)
+        return [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def allows(self, l1: int, l2: int, l3: int) -> bool:
         """Whether a path that the triangle inequality permits is taken."""
@@ -160,15 +169,15 @@ class TensorProduct(ExactConstants):
             for index, (l1, l2) in enumerate(block.pairs):
                 table[rows_sh[l2], :, index, rows_in[l1]] = coupling(l1, l2, block.l3).permute(1, 2, 0)
             self.register_constant(f"coupling_{block.l3}", table.flatten(1))
-        self.edges = EdgeSum(list(_terms(paths)), paths.parity_in * sum(self._rows()))
+        self.edges = EdgeSum(list(_terms(paths)), sum(paths.rows))
 
     def forward(
         self,
         x: Float[Tensor, "E M1 P C"],
         edge_sh: Float[Tensor, "E M2"],
         weight: Float[Tensor, "E W C"],
-    ) -> list[Float[Tensor, "E _ _ P C"]]:
-        """Products of every path, one tensor ``[E, 2 l3 + 1, paths, P, C]`` a degree l3.
+    ) -> Float[Tensor, "E T C"]:
+        """Products of every path: degree by degree of the outcome, then m3, then the path, then the slot.
 
         Args:
             x: Features of the edges' sources, slots next to channels.
@@ -181,12 +190,12 @@ class TensorProduct(ExactConstants):
         factors = torch.split(weight.view(num_edges, 1, sum(counts), parity * channels), counts, dim=2)
         x = x.flatten(2)
         outcome = []
-        for block, factor in zip(self.paths.blocks, factors, strict=True):
+        for block, rows, factor in zip(self.paths.blocks, self.paths.rows, factors, strict=True):
             shape = (num_edges, 2 * block.l3 + 1, len(block.pairs))
             matrix = edge_sh @ getattr(self, f"coupling_{block.l3}")
             product = torch.bmm(matrix.view(num_edges, shape[1] * shape[2], components), x)
-            outcome.append((product.view(*shape, parity * channels) * factor).view(*shape, parity, channels))
-        return outcome
+            outcome.append((product.view(*shape, parity * channels) * factor).view(num_edges, rows, channels))
+        return torch.cat(outcome, 1)
 
     def over_edges(
         self,
@@ -195,7 +204,7 @@ class TensorProduct(ExactConstants):
         weight: Float[Tensor, "R W C"],
         edge_index: Int[Tensor, "2 E"],
         pair: Int[Tensor, " E"] | None = None,
-    ) -> list[Float[Tensor, "N _ _ P C"]]:
+    ) -> Float[Tensor, "N T C"]:
         """The products of all edges, summed at their targets, and on a CPU never stored.
 
         Args:
@@ -207,15 +216,8 @@ class TensorProduct(ExactConstants):
         """
         if not runs_on(x):
             products = self(x.index_select(0, edge_index[0]), edge_sh, spread(weight, pair))
-            return [segment_sum(product, edge_index[1], x.shape[0]) for product in products]
-        parity = x.shape[2]
-        total = self.edges(x.flatten(1, 2), edge_sh, weight, edge_index, pair)
-        parts = total.split([parity * rows for rows in self._rows()], 1)
-        shapes = [(2 * block.l3 + 1, len(block.pairs), parity) for block in self.paths.blocks]
-        return [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
-
-    def _rows(self) -> list[int]:
-        return [(2 * block.l3 + 1) * len(block.pairs) for block in self.paths.blocks]
+            return segment_sum(products, edge_index[1], x.shape[0])
+        return self.edges(x.flatten(1, 2), edge_sh, weight, edge_index, pair)
 
 
 def _terms(paths: Paths) -> Iterator[Term]:
@@ -258,8 +260,8 @@ class TensorProductConv(Conv):
         edge_sh: Float[Tensor, "E M2"],
         weight: Float[Tensor, "R W C"],
         pair: Optional[Int[Tensor, " E"]] = None,  # noqa: UP045  (MessagePassing cannot read a union)
-    ) -> list[Float[Tensor, "N _ _ P C"]]:
-        """All paths of the filtered tensor product, summed over the neighbours, one tensor a degree."""
+    ) -> Float[Tensor, "N T C"]:
+        """All paths of the filtered tensor product, summed over the neighbours."""
         return self.product.over_edges(x, edge_sh, weight, edge_index, pair)
 
 
@@ -278,30 +280,44 @@ class PathLinear(nn.Module):
         self.paths = paths
         self.out_channels, self.num_scalars = out_channels, num_scalars
         self.components = num_components(paths.lmax_out)
+        outcomes = [(slot, block) for slot in range(paths.parity_out) for block in paths.blocks]
+        self.blocks = Blocks(
+            rows=[2 * block.l3 + 1 for _, block in outcomes],
+            ins=[in_channels * _count(paths, block, slot) for slot, block in outcomes],
+            outs=[out_channels + (num_scalars if slot == block.l3 == 0 else 0) for slot, block in outcomes],
+        )
         self.weights = nn.ParameterList()
-        for slot in range(paths.parity_out):
-            for block in paths.blocks:
-                fan_in = in_channels * sum(part.stop - part.start for _, part in paths.sources(block, slot))
-                width = out_channels + (num_scalars if slot == block.l3 == 0 else 0)
-                if fan_in:
-                    self.weights.append(nn.Parameter(torch.randn(fan_in, width) / math.sqrt(fan_in)))
+        for fan_in, width in zip(self.blocks.ins, self.blocks.outs, strict=True):
+            if fan_in:
+                self.weights.append(nn.Parameter(torch.randn(fan_in, width) / math.sqrt(fan_in)))
 
-    def forward(self, x: list[Float[Tensor, "N _ _ P C"]]) -> tuple[Float[Tensor, "N Q M D"], Float[Tensor, "N S"]]:
+    def forward(self, x: Float[Tensor, "N T C"]) -> tuple[Float[Tensor, "N Q M D"], Float[Tensor, "N S"]]:
         """Mixed features, and the further scalars.
 
         Args:
-            x: One tensor ``[N, 2 l3 + 1, paths, P, C]`` a degree l3.
+            x: Outcome of the :class:`TensorProduct`.
         """
-        num_atoms = x[0].shape[0]
-        outcome: list[Tensor] = []
-        weights = iter(self.weights)
+        if self.paths.parity_out > 1:
+            x = self._sorted(x)
+        matrices = list(self.weights)
+        if self.num_scalars:  # the further ones first: then the features are in one piece
+            features, scalars = matrices[0].split([self.out_channels, self.num_scalars], 1)
+            matrices[0] = torch.cat([scalars, features], 1)
+        y = block_product(x.flatten(1), torch.cat([matrix.flatten() for matrix in matrices]), self.blocks)
+        scalars, features = y.split([self.num_scalars, y.shape[1] - self.num_scalars], 1)
+        return features.unflatten(1, (self.paths.parity_out, self.components, self.out_channels)), scalars
+
+    def _sorted(self, x: Float[Tensor, "N T C"]) -> Float[Tensor, "N T C"]:
+        """The products by the slot of the outcome, then by its degree and m3."""
+        outcome = []
         for slot in range(self.paths.parity_out):
-            for block, products in zip(self.paths.blocks, x, strict=True):
+            for block, products in zip(self.paths.blocks, self.paths.split(x), strict=True):
                 parts = [products[:, :, part, origin] for origin, part in self.paths.sources(block, slot)]
-                if parts:
-                    outcome.append(torch.cat(parts, dim=2).flatten(2) @ next(weights))
-                else:  # out of reach
-                    outcome.append(products.new_zeros(num_atoms, 2 * block.l3 + 1, self.out_channels))
-        outcome[0], extra = outcome[0].split([self.out_channels, self.num_scalars], dim=2)
-        shape = (num_atoms, self.paths.parity_out, self.components, self.out_channels)
-        return torch.cat(outcome, dim=1).view(shape), extra.flatten(1)
+                if parts:  # else out of reach
+                    outcome.append(torch.cat(parts, 2).flatten(1, 2))
+        return torch.cat(outcome, 1)
+
+
+def _count(paths: Paths, block: Block, slot: int) -> int:
+    """How many paths lead to a slot and degree."""
+    return sum(part.stop - part.start for _, part in paths.sources(block, slot))

@@ -6,8 +6,6 @@ import pytest
 import torch
 import torch._functorch.config
 from torch._inductor import codecache, config, cpu_vec_isa
-from torch._inductor.dtype_propagation import DtypePropagationOpsHandler
-from torch._inductor.utils import op_dtype_propagation_rules
 
 from pyg_equivariant import potential
 from pyg_equivariant.models import SchNet
@@ -56,13 +54,3 @@ def test_steps_warm_the_compiler_up(
     for _ in range(2):
         model._compiled(None)
     assert calls == expected
-
-
-def test_types_of_operations_are_set_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    register_rules()
-    handler = DtypePropagationOpsHandler()
-    del handler.add
-    assert not hasattr(DtypePropagationOpsHandler(), "add")  # not again
-    monkeypatch.setitem(op_dtype_propagation_rules, "unheard_of", op_dtype_propagation_rules["add"])
-    assert hasattr(DtypePropagationOpsHandler(), "unheard_of")  # but when there is a new one
-    assert hasattr(handler, "add")

@@ -118,7 +118,7 @@ def test_escn_theorem(lmax):
         x[edge_index[0]].transpose(1, 2), spherical_harmonics(edge_dir, 2 * lmax), weight
     )
     expected = torch.zeros(atoms, num_components(lmax), d, dtype=torch.float64)
-    for block, product in zip(paths.blocks, products, strict=True):
+    for block, product in zip(paths.blocks, paths.split(products), strict=True):
         mixing = torch.stack([matrices[l1, l2, block.l3] for l1, l2 in block.pairs])
         message = torch.einsum("empqc,pcd->emd", product, mixing)
         expected[:, degree_slices(lmax)[block.l3]].index_add_(0, edge_index[1], message)
@@ -179,7 +179,7 @@ def test_derivatives_do_not_see_the_gauge():
     def by_product(vec):
         weight = torch.ones(len(vec), paths.num_paths, 1, dtype=torch.float64)
         parts = product(x.unsqueeze(2), spherical_harmonics(vec, 2 * lmax), weight)
-        return torch.cat([part.sum(2).squeeze(-1) for part in parts], 1)
+        return torch.cat([part.sum(2).squeeze(-1) for part in paths.split(parts)], 1)
 
     found = []
     for function in (by_frame, by_product):

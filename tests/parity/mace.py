@@ -131,7 +131,7 @@ def peer_of(model: Potential) -> nn.Module:
     """The peer's model with the weights of ours."""
     ours = model.representation
     assert isinstance(ours, MACE)
-    lmax, lmax_sh = ours.layers[0].linear_out.degrees[-1], ours.lmax_sh
+    lmax, lmax_sh = ours.layers[0].linear_out.weight.shape[1] - 1, ours.lmax_sh
     contraction = ours.layers[0].contraction
     peer = modules.MACE(
         r_max=CUTOFF,

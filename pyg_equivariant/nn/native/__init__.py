@@ -121,10 +121,13 @@ def runs_on(x: Tensor) -> bool:
 def is_wanted(ctx: Any, place: int) -> bool:
     """Whether those who asked for derivatives asked for that by one input, in the backward of an :func:`operation`.
 
-    ``ctx.needs_input_grad`` tells whether it has one: weights have, when forces ask for the positions' alone.
+    ``ctx.needs_input_grad`` tells whether it has one: weights have, when forces ask for the positions' alone. PyTorch
+    does not tell about inputs that are leaves themselves: for them this is true.
     """
     node = ctx.next_functions[place][0]
-    return node is not None and torch._C._will_engine_execute_node(node)
+    if node is None or node.name() == "torch::autograd::AccumulateGrad":
+        return node is not None
+    return torch._C._will_engine_execute_node(node)
 
 
 def third_derivative(

@@ -4,13 +4,15 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/addmm.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/mm.h>
+#include <ATen/ops/from_blob.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <mutex>
 #include <numeric>
@@ -464,61 +466,185 @@ static Tensor find_returns(const Tensor &edge_index, const Tensor &edge_vec, int
     return of;
 }
 
-// Products with a matrix for each element.
+// Products of blocks of rows with a matrix each, or with one for each element.
+
+struct Blocks {
+    at::IntArrayRef rows, ins, outs;
+    int64_t elements;
+
+    Blocks(at::IntArrayRef rows, at::IntArrayRef ins, at::IntArrayRef outs, int64_t elements)
+        : rows(rows), ins(ins), outs(outs), elements(elements) {
+        TORCH_CHECK_VALUE(rows.size() == ins.size() && rows.size() == outs.size(), "there are ", rows.size(),
+                          " blocks of rows, ", ins.size(), " of channels, and ", outs.size(), " of outcomes");
+    }
+    int64_t width(at::IntArrayRef channels) const {
+        return std::inner_product(rows.begin(), rows.end(), channels.begin(), int64_t(0));
+    }
+    int64_t weights() const { return elements * std::inner_product(ins.begin(), ins.end(), outs.begin(), int64_t(0)); }
+};
+
+static Tensor with_rows(const Tensor &x, const Tensor &like, int64_t atoms, int64_t width) {
+    TORCH_CHECK_VALUE(x.dim() == 2 && x.size(0) == atoms && x.size(1) == width, "expected features of ", atoms, " x ",
+                      width, ", got ", x.sizes());
+    TORCH_CHECK_VALUE(x.scalar_type() == like.scalar_type(), "features are ", x.scalar_type(), " and ", like.scalar_type());
+    return x.stride(1) == 1 && x.stride(0) >= std::max<int64_t>(width, 1) ? x : x.contiguous();
+}
+
+// A matrix in memory, row by row, or its transpose.
+template <typename T> struct Matrix {
+    const T *data;
+    int64_t stride;
+    bool transposed = false;
+};
+
+// PyTorch's BLAS, where it can be called. Numbers of 64 bits serve builds that read 32 of them as well.
+#define BLAS_GEMM(name, T)                                                                                             \
+    extern "C" __attribute__((weak)) void name(const char *, const char *, const int64_t *, const int64_t *,           \
+                                               const int64_t *, const T *, const T *, const int64_t *, const T *,      \
+                                               const int64_t *, const T *, T *, const int64_t *);                      \
+    static auto *gemm_of(T) { return name; }
+BLAS_GEMM(sgemm_, float)
+BLAS_GEMM(dgemm_, double)
+
+// c [m, n] = a [m, k] b [k, n], added to what is there or not.
+template <typename T>
+static void multiply(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b, T *c, int64_t stride, bool add = false) {
+    if (m == 0 || n == 0) return;
+    if (k == 0) {
+        if (!add)
+            for (int64_t row = 0; row < m; ++row) std::fill_n(c + row * stride, n, T(0));
+        return;
+    }
+    if (auto *gemm = gemm_of(T())) {  // which reads columns: cᵀ = bᵀ aᵀ
+        const char of_a = a.transposed ? 'T' : 'N', of_b = b.transposed ? 'T' : 'N';
+        const T one = 1, before = add;
+        gemm(&of_b, &of_a, &n, &m, &k, &one, b.data, &b.stride, a.data, &a.stride, &before, c, &stride);
+        return;
+    }
+    const auto tensor = [&](const T *data, int64_t rows, int64_t columns, int64_t step, bool transposed) {
+        const auto strides = transposed ? std::array{int64_t(1), step} : std::array{step, int64_t(1)};
+        return at::from_blob(const_cast<T *>(data), {rows, columns}, strides, at::CppTypeToScalarType<T>::value);
+    };
+    Tensor sum = tensor(c, m, n, stride, false);
+    at::addmm_out(sum, sum, tensor(a.data, m, k, a.stride, a.transposed), tensor(b.data, k, n, b.stride, b.transposed), add);
+}
 
 struct ByElement {
-    Tensor order;                // of the atoms, element after element
+    std::vector<int64_t> order;  // of the atoms, element after element
     std::vector<int64_t> first;  // place of each element's first atom; the last ones' element has no matrix
 };
 
-static ByElement by_element(const Tensor &x, const Tensor &index, int64_t elements) {
-    const int64_t atoms = x.size(0);
+static ByElement by_element(int64_t atoms, const Tensor &index, int64_t elements) {
     TORCH_CHECK_VALUE(index.size(0) == atoms, "there are features of ", atoms, " atoms, but elements of ", index.size(0));
     const Tensor of = index.contiguous();
     const int64_t *element = indices(of);
     const auto group = [&](int64_t atom) { return element[atom] < 0 ? elements : element[atom]; };
-    ByElement result{at::empty({atoms}, of.options()), std::vector<int64_t>(elements + 2)};
+    ByElement result{std::vector<int64_t>(atoms), std::vector<int64_t>(elements + 2)};
     for (int64_t atom = 0; atom < atoms; ++atom) {
         TORCH_CHECK_INDEX(element[atom] < elements, "atom ", atom, " has the matrix ", element[atom], " of ", elements);
         ++result.first[group(atom) + 1];
     }
     std::partial_sum(result.first.begin(), result.first.end(), result.first.begin());
     std::vector<int64_t> next = result.first;
-    for (int64_t atom = 0; atom < atoms; ++atom) out<int64_t>(result.order)[next[group(atom)]++] = atom;
+    for (int64_t atom = 0; atom < atoms; ++atom) result.order[next[group(atom)]++] = atom;
     return result;
 }
 
-static Tensor element_product(const Tensor &x, const Tensor &weight, const Tensor &index) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    const int64_t atoms = x.size(0), elements = weight.size(0), in = weight.size(1), out = weight.size(2);
-    TORCH_CHECK_VALUE(x.size(2) == in, "matrices of ", in, " x ", out, " got features of ", x.size(2), " channels");
-    const auto [order, first] = by_element(x, index, elements);
-    const Tensor from = x.index_select(0, order);
-    Tensor sorted = at::empty({atoms, x.size(1), out}, x.options());
-    for (int64_t e = 0; e < elements; ++e) {
-        const int64_t count = first[e + 1] - first[e];
-        if (count == 0) continue;
-        Tensor part = sorted.narrow(0, first[e], count).view({-1, out});
-        at::mm_out(part, from.narrow(0, first[e], count).view({-1, in}), weight.select(0, e));
+// Features block after block, each with its atoms in their order: what is at [atom, offset] is at [offset, atom].
+template <typename T> static Tensor in_order(const Tensor &x, const ByElement &atoms, const Blocks &blocks, at::IntArrayRef channels) {
+    const int64_t count = x.size(0);
+    Tensor result = at::empty({x.numel()}, x.options());
+    T *to = out<T>(result);
+    for (size_t b = 0, offset = 0; b < blocks.rows.size(); ++b) {
+        const int64_t width = blocks.rows[b] * channels[b];
+        for (int64_t place = 0; place < count; ++place, to += width)
+            std::copy_n(in<T>(x) + atoms.order[place] * x.stride(0) + offset, width, to);
+        offset += width;
     }
-    sorted.narrow(0, first[elements], atoms - first[elements]).fill_(std::numeric_limits<double>::quiet_NaN());
-    return empty(sorted).index_copy_(0, order, sorted);
+    return result;
 }
 
-static Tensor element_outer(const Tensor &x, const Tensor &g, const Tensor &index, int64_t elements) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    TORCH_CHECK_VALUE(x.size(0) == g.size(0) && x.size(1) == g.size(1), "rows ", x.sizes(), " do not fit ", g.sizes());
-    const int64_t in = x.size(2), out = g.size(2);
-    const auto [order, first] = by_element(x, index, elements);
-    const Tensor left = x.index_select(0, order), right = g.index_select(0, order);
-    Tensor result = at::zeros({elements, in, out}, x.options());
-    for (int64_t e = 0; e < elements; ++e) {
-        const int64_t count = first[e + 1] - first[e];
-        if (count == 0) continue;
-        Tensor part = result.select(0, e);
-        at::mm_out(part, left.narrow(0, first[e], count).view({-1, in}).t(),
-                   right.narrow(0, first[e], count).view({-1, out}));
+template <typename T> static void put_back(const T *from, const ByElement &atoms, const Blocks &blocks, at::IntArrayRef channels, Tensor &y) {
+    for (size_t b = 0, offset = 0; b < blocks.rows.size(); ++b) {
+        const int64_t width = blocks.rows[b] * channels[b];
+        for (int64_t place = 0; place < y.size(0); ++place, from += width)
+            std::copy_n(from, width, out<T>(y) + atoms.order[place] * y.stride(0) + offset);
+        offset += width;
     }
+}
+
+static Tensor block_product(const Tensor &features, const Tensor &weight, const std::optional<Tensor> &index,
+                            at::IntArrayRef rows, at::IntArrayRef ins, at::IntArrayRef outs, int64_t elements,
+                            bool transposed) {
+    const Blocks blocks(rows, ins, outs, elements);
+    const auto [from, to] = transposed ? std::pair(outs, ins) : std::pair(ins, outs);
+    const int64_t atoms = features.size(0);
+    const Tensor x = with_rows(features, weight, atoms, blocks.width(from)), matrices = weight.contiguous();
+    TORCH_CHECK_VALUE(weight.numel() == blocks.weights(), "expected ", blocks.weights(), " weights, got ", weight.numel());
+    Tensor y = at::empty({atoms, blocks.width(to)}, x.options());
+    typed(x, [&, from = from, to = to](auto zero) {
+        using T = decltype(zero);
+        const T *w = in<T>(matrices);
+        if (!index) {
+            const T *a = in<T>(x);
+            T *c = out<T>(y);
+            for (size_t b = 0; b < rows.size(); w += ins[b] * outs[b], ++b)
+                for (int64_t row = 0; row < rows[b]; ++row, a += from[b], c += to[b])
+                    multiply<T>(atoms, to[b], from[b], {a, x.stride(0)}, {w, outs[b], transposed}, c, y.stride(0));
+            return;
+        }
+        const ByElement sorted = by_element(atoms, *index, elements);
+        const Tensor packed = in_order<T>(x, sorted, blocks, from), mixed = at::empty({y.numel()}, y.options());
+        const T *a = in<T>(packed);
+        T *c = out<T>(mixed);
+        for (size_t b = 0; b < rows.size(); ++b) {
+            for (int64_t e = 0; e < elements; ++e, w += ins[b] * outs[b]) {
+                const int64_t count = rows[b] * (sorted.first[e + 1] - sorted.first[e]);
+                multiply<T>(count, to[b], from[b], {a, from[b]}, {w, outs[b], transposed}, c, to[b]);
+                a += count * from[b];
+                c += count * to[b];
+            }
+            const int64_t unknown = rows[b] * (atoms - sorted.first[elements]);
+            std::fill_n(c, unknown * to[b], std::numeric_limits<T>::quiet_NaN());
+            a += unknown * from[b];
+            c += unknown * to[b];
+        }
+        put_back(in<T>(mixed), sorted, blocks, to, y);
+    });
+    return y;
+}
+
+static Tensor block_outer(const Tensor &left, const Tensor &right, const std::optional<Tensor> &index, at::IntArrayRef rows,
+                          at::IntArrayRef ins, at::IntArrayRef outs, int64_t elements) {
+    const Blocks blocks(rows, ins, outs, elements);
+    const int64_t atoms = left.size(0);
+    const Tensor x = with_rows(left, left, atoms, blocks.width(ins)), g = with_rows(right, left, atoms, blocks.width(outs));
+    Tensor result = at::empty({blocks.weights()}, x.options());
+    typed(x, [&](auto zero) {
+        using T = decltype(zero);
+        T *w = out<T>(result);
+        if (!index) {
+            const T *a = in<T>(x), *b = in<T>(g);
+            for (size_t block = 0; block < rows.size(); w += ins[block] * outs[block], ++block)
+                for (int64_t row = 0; row < rows[block]; ++row, a += ins[block], b += outs[block])
+                    multiply<T>(ins[block], outs[block], atoms, {a, x.stride(0), true}, {b, g.stride(0)}, w, outs[block], row > 0);
+            return;
+        }
+        const ByElement sorted = by_element(atoms, *index, elements);
+        const Tensor packed_x = in_order<T>(x, sorted, blocks, ins), packed_g = in_order<T>(g, sorted, blocks, outs);
+        const T *a = in<T>(packed_x), *b = in<T>(packed_g);
+        for (size_t block = 0; block < rows.size(); ++block) {
+            for (int64_t e = 0; e < elements; ++e, w += ins[block] * outs[block]) {
+                const int64_t count = rows[block] * (sorted.first[e + 1] - sorted.first[e]);
+                multiply<T>(ins[block], outs[block], count, {a, ins[block], true}, {b, outs[block]}, w, outs[block]);
+                a += count * ins[block];
+                b += count * outs[block];
+            }
+            const int64_t unknown = rows[block] * (atoms - sorted.first[elements]);
+            a += unknown * ins[block];
+            b += unknown * outs[block];
+        }
+    });
     return result;
 }
 
@@ -546,8 +672,8 @@ TORCH_LIBRARY_IMPL(pyg_equivariant, CPU, m) {
         both("dense_chain_second", TORCH_FN(dense_chain_second));
         both("find_pairs", TORCH_FN(find_pairs));
         both("find_returns", TORCH_FN(find_returns));
-        both("element_product", TORCH_FN(element_product));
-        both("element_outer", TORCH_FN(element_outer));
+        both("block_product", TORCH_FN(block_product));
+        both("block_outer", TORCH_FN(block_outer));
     }
 }
 TORCH_LIBRARY_IMPL(pyg_equivariant, CompositeExplicitAutograd, m) { m.impl("edge_sum_terms", TORCH_FN(edge_sum_terms)); }

@@ -1,0 +1,72 @@
+"""What PyTorch's compiler finds out again and again, found out once: a third of the time that a first step takes."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from torch._inductor import sizevars
+from torch._inductor.codegen.common import pointwise_overrides_data
+from torch._inductor.dtype_propagation import DtypePropagationOpsHandler
+from torch._inductor.utils import op_dtype_propagation_rules
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.fx.experimental.sym_node import SymNode
+from torch.utils._sympy.functions import FloorDiv, ModularIndexing
+
+__all__ = ["take_shortcuts"]
+
+SIZES = ("add", "mul", "eq", "ne", "ge", "gt", "le", "lt")
+
+
+@functools.cache
+def take_shortcuts() -> None:
+    """Changes the compiler of this process: how fast it is, not what it makes."""
+    changes: list[tuple[Any, str, Callable[[Any], Any]]] = [
+        *((SymNode, f"_{name}", functools.partial(_remembered, name)) for name in SIZES),
+        (sizevars, "simplify_index_in_vec_range", _simplified),
+        (DtypePropagationOpsHandler, "__init__", _set_up_once),
+    ]
+    for owner, name, change in changes:
+        setattr(owner, name, change(getattr(owner, name)))
+
+
+def _remembered(name: str, own: Callable[[SymNode, Any], SymNode]) -> Callable[[SymNode, Any], SymNode]:
+    """For each tensor of a graph its sizes are multiplied and compared, and there are few different ones."""
+
+    def operation(self: SymNode, other: Any) -> SymNode:
+        if get_proxy_mode() is not None or self.shape_env is None or self.fx_node:  # it is traced or validated
+            return own(self, other)
+        known: dict[Any, SymNode] = vars(self.shape_env).setdefault("pyg_equivariant_known", {})
+        key = (name, *_contents(self), *_contents(other))
+        result = known.get(key)
+        if result is None:
+            result = known[key] = own(self, other)
+        return result
+
+    return operation
+
+
+def _contents(node: SymNode) -> tuple[Any, ...]:
+    return node._expr, node.pytype, node._optimized_summation, node.is_nested_int()
+
+
+def _simplified(own: Callable[[Any, Any, int], Any]) -> Callable[[Any, Any, int], Any]:
+    """Of most loops the places in memory are sums of products, in which nothing is to be found but by their order."""
+
+    @functools.cache
+    def simplify(index: Any, var: Any, vec_length: int) -> Any:
+        return own(index, var, vec_length) if index.has(FloorDiv, ModularIndexing) else index
+
+    return simplify
+
+
+def _set_up_once(own: Callable[[DtypePropagationOpsHandler], None]) -> Callable[[DtypePropagationOpsHandler], None]:
+    """There is one object with the types of all operations, but it is set up again for each operation of a kernel."""
+
+    @functools.cache
+    def set_up(handler: DtypePropagationOpsHandler, rules: int, overrides: int) -> None:
+        own(handler)
+
+    def once(self: DtypePropagationOpsHandler) -> None:
+        set_up(self, len(op_dtype_propagation_rules), len(pointwise_overrides_data))
+
+    return once

@@ -37,9 +37,11 @@ def _remembered(name: str, own: Callable[[SymNode, Any], SymNode]) -> Callable[[
             return own(self, other)
         known: dict[Any, SymNode] = vars(self.shape_env).setdefault("pyg_equivariant_known", {})
         key = (name, *_contents(self), *_contents(other))
-        result = known.get(key)
-        if result is None:
-            result = known[key] = own(self, other)
+        found = known.get(key)
+        if found is None:
+            found = known[key] = own(self, other)
+        result = object.__new__(SymNode)  # a tracer tells sizes of the same value apart by the object
+        vars(result).update(vars(found))
         return result
 
     return operation

@@ -28,12 +28,14 @@ def test_sizes_are_multiplied_and_compared_once() -> None:
     shapes = ShapeEnv()
     n, m = size(shapes, 7, "n"), size(shapes, 5, "m")
     for operation in (lambda a, b: a * b, lambda a, b: a + b):
-        assert operation(n, m).node is operation(n, m).node
-        assert operation(n, m).node.expr == operation(n.node.expr, m.node.expr)
+        first, second = operation(n, m).node, operation(n, m).node
+        assert first is not second
+        assert first.expr is second.expr
+        assert first.expr == operation(n.node.expr, m.node.expr)
         assert operation(n, 3).node.expr == operation(n.node.expr, 3)
     assert [bool(n > m), bool(n < m), bool(n == 7), bool(n != 7), bool(n >= 8), bool(n <= 8)] == [1, 0, 1, 0, 0, 1]
     other = size(ShapeEnv(), 7, "n")
-    assert (other * 3).node is not (n * 3).node  # of another program
+    assert (other * 3).node.shape_env is not (n * 3).node.shape_env
 
 
 def test_strides_of_loops_are_as_before() -> None:

@@ -1,5 +1,9 @@
 """Products of blocks with a matrix each, and with one for each element."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -104,3 +108,37 @@ def test_says_what_does_not_fit():
         module._product(x, weight, INDEX[1:], *map(list, BLOCKS), 3, False)
     with pytest.raises(ValueError, match="expected 354 weights, got 353"):
         block_product(x, weight[1:], BLOCKS, INDEX, 3)
+
+
+WITHOUT_BLAS = """
+import torch
+from pyg_equivariant.nn import block_product as module
+from pyg_equivariant.nn.block_product import Blocks, block_product
+from pyg_equivariant.nn.native import kernels
+
+assert kernels()
+blocks = Blocks([1, 3], [4, 2], [3, 5])
+for dtype in (torch.float32, torch.float64):
+    for elements in ((), (torch.tensor([1, 0, 1, -1]), 2)):
+        x, weight = torch.randn(4, 10, dtype=dtype), torch.randn(22 * (2 if elements else 1), dtype=dtype)
+        outcomes = []
+        for kernel in (True, False):
+            module.runs_on = lambda x: kernel
+            own, matrices = x.clone().requires_grad_(), weight.clone().requires_grad_()
+            y = block_product(own, matrices, blocks, *elements)
+            known = y.nan_to_num().square().sum()
+            outcomes.append([y, *torch.autograd.grad(known, (own, matrices))])
+        for actual, expected in zip(*outcomes):
+            torch.testing.assert_close(actual[:3], expected[:3])
+with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    module._product(x, weight, None, *map(list, blocks), 2, False)
+assert "aten::addmm" in {event.key for event in profile.key_averages()}
+"""
+
+
+@pytest.mark.slow
+def test_without_a_blas_that_can_be_called(tmp_path):
+    """Where PyTorch keeps its own to itself, its operations multiply."""
+    names = "-Dsgemm_=sgemm_of_nobody -Ddgemm_=dgemm_of_nobody"
+    environment = os.environ | {"CXX": f"g++ {names}", "XDG_CACHE_HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", WITHOUT_BLAS], check=True, env=environment)

@@ -17,8 +17,8 @@ __all__ = ["Activation", "ShiftedSoftplus", "SiLU", "silu", "silu_derivative"]
 def silu(x: Tensor) -> Tensor:
     """``x · sigmoid(x)`` (Hendrycks & Gimpel 2016, arXiv:1606.08415), element by element.
 
-    For the compiler it and each of its derivatives are one operation, where PyTorch's are four, ten and twenty: what a
-    first step waits for grows with their number.
+    For the compiler it and each of its derivatives are one operation, PyTorch's several: what a first step waits for
+    grows with their number.
     """
     if not torch.compiler.is_compiling():
         return functional.silu(x)

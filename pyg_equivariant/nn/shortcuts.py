@@ -1,4 +1,4 @@
-"""What PyTorch's compiler finds out again and again, found out once: a third of the time that a first step takes."""
+"""What PyTorch's compiler finds out again and again, found out once, for first steps that wait less."""
 
 import functools
 from collections.abc import Callable

@@ -472,8 +472,9 @@ struct Blocks {
     at::IntArrayRef rows, ins, outs;
     int64_t elements;
 
-    Blocks(at::IntArrayRef rows, at::IntArrayRef ins, at::IntArrayRef outs, int64_t elements)
+    Blocks(at::IntArrayRef rows, at::IntArrayRef ins, at::IntArrayRef outs, int64_t elements, bool by_element)
         : rows(rows), ins(ins), outs(outs), elements(elements) {
+        TORCH_CHECK_VALUE(by_element || elements == 1, "matrices of ", elements, " elements, but not which atom has which");
         TORCH_CHECK_VALUE(rows.size() == ins.size() && rows.size() == outs.size(), "there are ", rows.size(),
                           " blocks of rows, ", ins.size(), " of channels, and ", outs.size(), " of outcomes");
     }
@@ -576,7 +577,7 @@ template <typename T> static void put_back(const T *from, const ByElement &atoms
 static Tensor block_product(const Tensor &features, const Tensor &weight, const std::optional<Tensor> &index,
                             at::IntArrayRef rows, at::IntArrayRef ins, at::IntArrayRef outs, int64_t elements,
                             bool transposed) {
-    const Blocks blocks(rows, ins, outs, elements);
+    const Blocks blocks(rows, ins, outs, elements, index.has_value());
     const auto [from, to] = transposed ? std::pair(outs, ins) : std::pair(ins, outs);
     const int64_t atoms = features.size(0);
     const Tensor x = with_rows(features, weight, atoms, blocks.width(from)), matrices = weight.contiguous();
@@ -616,7 +617,7 @@ static Tensor block_product(const Tensor &features, const Tensor &weight, const 
 
 static Tensor block_outer(const Tensor &left, const Tensor &right, const std::optional<Tensor> &index, at::IntArrayRef rows,
                           at::IntArrayRef ins, at::IntArrayRef outs, int64_t elements) {
-    const Blocks blocks(rows, ins, outs, elements);
+    const Blocks blocks(rows, ins, outs, elements, index.has_value());
     const int64_t atoms = left.size(0);
     const Tensor x = with_rows(left, left, atoms, blocks.width(ins)), g = with_rows(right, left, atoms, blocks.width(outs));
     Tensor result = at::empty({blocks.weights()}, x.options());

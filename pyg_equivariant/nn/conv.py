@@ -27,7 +27,7 @@ def segment_sum(values: Tensor, index: Int[Tensor, " E"], size: int) -> Tensor:
 class Conv(MessagePassing):
     """A ``MessagePassing`` that sums messages of any rank over the first axis.
 
-    ``message`` may return a tuple or list of tensors; each is summed.
+    ``message`` may return a tuple of tensors; each is summed.
     """
 
     def __init__(self) -> None:

@@ -9,6 +9,8 @@ from torch._functorch import partitioners
 from torch._inductor.custom_graph_pass import CustomPartitionerFn, get_hash_for_files
 from torch.fx import GraphModule
 
+from pyg_equivariant.nn import activation, compiler
+
 __all__ = ["Partition"]
 
 
@@ -43,4 +45,4 @@ class Partition(CustomPartitionerFn):
 
     def uuid(self) -> Any:
         """For the compiler's cache."""
-        return get_hash_for_files((__file__,))
+        return get_hash_for_files((__file__, activation.__file__, compiler.__file__))  # with what our operations are

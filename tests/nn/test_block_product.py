@@ -62,7 +62,7 @@ def test_derivatives(num_elements):
     def product(x, weight):
         return block_product(x, weight, BLOCKS, *elements)
 
-    assert torch.autograd.gradcheck(product, (x, weight))
+    assert torch.autograd.gradcheck(product, (x, weight), check_batched_grad=True)
     assert torch.autograd.gradgradcheck(product, (x, weight))
 
     def outer(x, g):

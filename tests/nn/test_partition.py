@@ -1,5 +1,9 @@
 """What the compiled step keeps: what atoms have, not what their edges read of it."""
 
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from functorch.compile import aot_function, make_boxed_func, nop
@@ -7,6 +11,7 @@ from torch import Tensor, fx
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 
 from pyg_equivariant.models import SchNet
+from pyg_equivariant.nn import activation
 from pyg_equivariant.potential import Potential
 
 Partition = pytest.importorskip("pyg_equivariant.nn.partition", exc_type=ImportError).Partition
@@ -14,15 +19,15 @@ Partition = pytest.importorskip("pyg_equivariant.nn.partition", exc_type=ImportE
 ATOMS, EDGES, CHANNELS = 5, 40, 3
 
 
-def layers(x: Tensor, edge_index: Tensor, weights: Tensor) -> Tensor:
+def layers(activate: Callable[[Tensor], Tensor], x: Tensor, edge_index: Tensor, weights: Tensor) -> Tensor:
     source, target = edge_index.unbind()
     for weight in weights.unbind():
-        message = x[source] * x[target]
+        message = activate(x[source] * x[target])
         x = x + torch.zeros_like(x).index_add(0, target, message) @ weight
     return x.square().sum()
 
 
-def kept(partition: object) -> list[int]:
+def kept(partition: object, activate: Callable[[Tensor], Tensor] = torch.neg) -> list[int]:
     """How many rows each of the floats has that the forward part leaves to the backward one."""
     rows: list[int] = []
 
@@ -36,9 +41,10 @@ def kept(partition: object) -> list[int]:
     x = torch.randn(ATOMS, CHANNELS, generator=generator).requires_grad_()
     weights = torch.randn(3, CHANNELS, CHANNELS, generator=generator).requires_grad_()
     edge_index = torch.randint(0, ATOMS, (2, EDGES), generator=generator)
-    loss = aot_function(layers, fw_compiler=forward, bw_compiler=nop, partition_fn=partition)(x, edge_index, weights)
+    step = functools.partial(layers, activate)
+    loss = aot_function(step, fw_compiler=forward, bw_compiler=nop, partition_fn=partition)(x, edge_index, weights)
     actual = torch.autograd.grad(loss, (x, weights))
-    expected = torch.autograd.grad(layers(x, edge_index, weights), (x, weights))
+    expected = torch.autograd.grad(step(x, edge_index, weights), (x, weights))
     torch.testing.assert_close(actual, expected)
     return rows
 
@@ -48,9 +54,26 @@ def test_edges_read_their_atoms_again() -> None:
     assert EDGES in kept(min_cut_rematerialization_partition), "PyTorch does so itself by now: Partition can go"
 
 
+def test_activations_are_computed_again() -> None:
+    def compiled_silu(x: Tensor) -> Tensor:
+        return activation._derivative(x, 0)
+
+    assert EDGES not in kept(Partition(), compiled_silu)
+    assert EDGES in kept(min_cut_rematerialization_partition, compiled_silu)
+
+
 def test_compiled_models_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     told = {}
     monkeypatch.setattr(torch, "compile", lambda step, **options: told.update(options) or step)
     Potential(SchNet(8, 1, cutoff=4.0)).compile(options={"epilogue_fusion": False})
     assert isinstance(told["options"]["custom_partitioner_fn"], Partition)
     assert told["options"]["epilogue_fusion"] is False
+
+
+def test_what_the_compiler_stored_is_of_the_same_operations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whoever changes SiLU's formula does not get the code of before from the compiler's cache."""
+    before = Partition().uuid()
+    changed = tmp_path / "activation.py"
+    changed.write_text(Path(activation.__file__).read_text() + "# another formula\n")
+    monkeypatch.setattr(activation, "__file__", str(changed))
+    assert Partition().uuid() != before

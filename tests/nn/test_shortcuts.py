@@ -28,7 +28,10 @@ def test_sizes_are_multiplied_and_compared_once() -> None:
     shapes = ShapeEnv()
     n, m = size(shapes, 7, "n"), size(shapes, 5, "m")
     for operation in (lambda a, b: a * b, lambda a, b: a + b):
-        first, second = operation(n, m).node, operation(n, m).node
+        first = operation(n, m).node
+        known = len(vars(shapes)["pyg_equivariant_known"])
+        second = operation(n, m).node
+        assert len(vars(shapes)["pyg_equivariant_known"]) == known
         assert first is not second
         assert first.expr is second.expr
         assert first.expr == operation(n.node.expr, m.node.expr)

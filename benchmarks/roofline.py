@@ -55,13 +55,20 @@ def peak_gflops(size: int = 1024, repeats: int = 20) -> float:
     return 2e-6 * size**3 / min(times)
 
 
-def _of_edge_sum(of_group: int, of_term: int) -> Callable[..., int]:
-    """What a kernel in edge_sum.cpp does for each channel of an edge: multiplications and additions."""
+def _of_edge_sum(of_group: int, of_term: int, of_filter: Callable[[bool, bool], int]) -> Callable[..., int]:
+    """What a kernel in edge_sum.cpp does for each channel of an edge: multiplications and additions.
 
-    def flops(key: str, x: torch.Tensor, y: torch.Tensor, *others: torch.Tensor, out_val: object = None) -> int:
+    Where filters lie between nodes, for each of their channels too, in so many sums over these nodes for the
+    derivatives that are wanted. What is computed again, instead of being kept, does not count.
+    """
+
+    def flops(*args: Any, out_val: object = None) -> int:
+        key, x, y, w, c, *others = args
         groups = _TABLES[key].groups
         terms = sum(len(outs) for _, _, outs in groups)
-        return len(y) * x.shape[-1] * (of_group * len(groups) + of_term * terms)
+        geometry, filters = others[-2:] if isinstance(others[-1], bool) else (False, False)
+        between = 0 if c is None else 2 * c.numel() * w.shape[1] * of_filter(geometry, filters)
+        return int(x.shape[-1] * (len(y) * (of_group * len(groups) + of_term * terms) + between))
 
     return flops
 
@@ -76,9 +83,9 @@ def _of_interpolation(wide: int) -> Callable[..., int]:
 
 
 _OWN = {
-    "edge_sum_forward": _of_edge_sum(1, 2),
-    "edge_sum_backward": _of_edge_sum(5, 4),
-    "edge_sum_second": _of_edge_sum(12, 10),
+    "edge_sum_forward": _of_edge_sum(1, 2, lambda geometry, filters: 1),
+    "edge_sum_backward": _of_edge_sum(5, 4, lambda geometry, filters: geometry + filters),
+    "edge_sum_second": _of_edge_sum(12, 10, lambda geometry, filters: 1 + geometry + 2 * filters),
     "interpolation_read": _of_interpolation(wide=0),
     "interpolation_put": _of_interpolation(wide=1),
     "interpolation_dot": _of_interpolation(wide=0),

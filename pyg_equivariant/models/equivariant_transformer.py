@@ -113,18 +113,19 @@ class EquivariantTransformerConv(EdgeSumConv):
         """
         scalar = self.norm(scalar)
         scalars, turned, along = self.value(scalar).chunk(3, -1)
-        filters = interpolate(self.filter(edge_rbf, envelope), table).unflatten(1, (4, -1))
+        of_scalars, of_vectors = self.filter(edge_rbf, envelope).unflatten(1, (4, -1)).split(2, 1)
+        weight_key, weight_value = interpolate(of_scalars, table).unbind(1)
         y = self.propagate(
             edge_index,
             size=(scalar.shape[0], scalar.shape[0]),
             query=self.query(scalar),
             key=self.key(scalar),
             value=scalars,
-            weight_key=spread(filters[:, 0], pair),
-            weight_value=spread(filters[:, 1], pair),
+            weight_key=spread(weight_key, pair),
+            weight_value=spread(weight_value, pair),
         )
         sent = torch.cat([vector * turned.unsqueeze(1), along.unsqueeze(1)], 1)
-        w = self.message_and_aggregate(edge_index, sent, filters[:, 2:], edge_dir, pair)
+        w = self.message_and_aggregate(edge_index, sent, of_vectors, edge_dir, pair, table)
         left, right, own = self.mix(vector).chunk(3, -1)
         o1, o2, o3 = self.out(y).chunk(3, -1)
         return o2 * (left * right).sum(1) + o3, w + o1.unsqueeze(1) * own

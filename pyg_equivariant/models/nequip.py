@@ -14,7 +14,7 @@ from pyg_equivariant.nn.cutoff import Cutoff, PolynomialCutoff
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.gate import SILU_SCALE, Gate
 from pyg_equivariant.nn.geometry import safe_norm
-from pyg_equivariant.nn.interpolation import Interpolation, RadialNodes, interpolate, tabulate_filter
+from pyg_equivariant.nn.interpolation import Interpolation, RadialNodes, tabulate_filter
 from pyg_equivariant.nn.linear import DegreeLinear, ElementLinear
 from pyg_equivariant.nn.mlp import MLP
 from pyg_equivariant.nn.pairs import find_pairs
@@ -96,9 +96,9 @@ class NequIPConv(TensorProductConv):
             table: How the filters between nodes follow, see :mod:`~pyg_equivariant.nn.interpolation`.
         """
         x = x[:, : self.paths.parity_in]
-        weight = interpolate(self.filter(edge_rbf), table).unflatten(1, (self.paths.num_paths, -1))
+        weight = self.filter(edge_rbf).unflatten(1, (self.paths.num_paths, -1))
         sent = self.linear_in(x).transpose(1, 2).contiguous()
-        received = self.message_and_aggregate(edge_index, sent, edge_sh, weight, pair)
+        received = self.message_and_aggregate(edge_index, sent, edge_sh, weight, pair, table)
         y, gates = self.linear_out(received * self.avg_num_neighbors.rsqrt())
         kept = x[:, : self.parity_kept, : num_components(self.lmax_kept)]
         known = self.self_connection(kept, z)

@@ -12,7 +12,7 @@ from pyg_equivariant.nn.edge_sum import CONSTANT, Term
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.filter import LinearFilter, by_column
 from pyg_equivariant.nn.geometry import safe_norm, unit_vectors
-from pyg_equivariant.nn.interpolation import Interpolation, RadialNodes, interpolate, tabulate_filter
+from pyg_equivariant.nn.interpolation import Interpolation, RadialNodes, tabulate_filter
 from pyg_equivariant.nn.mlp import MLP, dense
 from pyg_equivariant.nn.pairs import find_pairs
 from pyg_equivariant.nn.radial import GaussianBasis, RadialBasis
@@ -72,10 +72,10 @@ class PaiNNConv(EdgeSumConv):
             table: How the filters between nodes follow, see :mod:`~pyg_equivariant.nn.interpolation`.
         """
         sent = self.context(scalar).unflatten(1, (self.parts, -1))  # s, vs, vv
-        weight = interpolate(self.filter(edge_rbf), table).unflatten(1, (self.parts, -1))
+        weight = self.filter(edge_rbf).unflatten(1, (self.parts, -1))
         if self.parts == 3:
             sent = torch.cat([sent[:, :2], vector * sent[:, 2:]], 1)
-        ds, dv = self.message_and_aggregate(edge_index, sent, weight, edge_dir, pair).split([1, 3], 1)
+        ds, dv = self.message_and_aggregate(edge_index, sent, weight, edge_dir, pair, table).split([1, 3], 1)
         return ds.squeeze(1), dv
 
 

@@ -12,7 +12,7 @@ from pyg_equivariant.nn.edge_sum import CONSTANT, Term
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.filter import EnvelopedFilter
 from pyg_equivariant.nn.geometry import safe_norm
-from pyg_equivariant.nn.interpolation import Interpolation, RadialNodes, interpolate, tabulate_filter
+from pyg_equivariant.nn.interpolation import Interpolation, RadialNodes, tabulate_filter
 from pyg_equivariant.nn.mlp import MLP, dense
 from pyg_equivariant.nn.pairs import find_pairs
 from pyg_equivariant.nn.radial import GaussianBasis, RadialBasis
@@ -62,9 +62,9 @@ class SchNetConv(EdgeSumConv):
             pair: Which of the lengths an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own if not given.
             table: How the filters between nodes follow, see :mod:`~pyg_equivariant.nn.interpolation`.
         """
-        weight = interpolate(self.filter(edge_rbf, edge_env), table).unsqueeze(1)
+        weight = self.filter(edge_rbf, edge_env).unsqueeze(1)
         sent = self.dense(x).unsqueeze(1)
-        return self.message_and_aggregate(edge_index, sent, weight, pair=pair).squeeze(1)
+        return self.message_and_aggregate(edge_index, sent, weight, pair=pair, table=table).squeeze(1)
 
 
 class SchNetBlock(nn.Module):

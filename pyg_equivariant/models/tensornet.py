@@ -18,7 +18,7 @@ from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.expnormal import ExpNormalBasis
 from pyg_equivariant.nn.filter import EnvelopedFilter
 from pyg_equivariant.nn.geometry import safe_norm
-from pyg_equivariant.nn.interpolation import Interpolation, RadialNodes, interpolate, tabulate_filter
+from pyg_equivariant.nn.interpolation import Interpolation, RadialNodes, tabulate_filter
 from pyg_equivariant.nn.linear import DegreeLinear
 from pyg_equivariant.nn.loops import with_loops
 from pyg_equivariant.nn.pairs import find_pairs
@@ -140,9 +140,9 @@ class TensorNetEmbedding(EdgeSumConv):
         e = self.embedding(z)
         of_target, of_source = self.pair.weight.chunk(2, 1)
         source = functional.linear(e, of_source)
-        weight = interpolate(self.filter(edge_rbf), table).unflatten(1, (3, -1))
+        weight = self.filter(edge_rbf).unflatten(1, (3, -1))
         sent = torch.stack([source, torch.ones_like(source)], 1)
-        of_sources, of_ones = self.message_and_aggregate(edge_index, sent, weight, edge_sh, pair).chunk(2, 1)
+        of_sources, of_ones = self.message_and_aggregate(edge_index, sent, weight, edge_sh, pair, table).chunk(2, 1)
         x = of_sources + functional.linear(e, of_target, self.pair.bias).unsqueeze(1) * of_ones
         scale = self.scale(self.norm(x.square().sum(1))).unflatten(1, (3, -1))
         return _mix(self.linear, x) * scale[:, DEGREES]
@@ -197,10 +197,10 @@ class TensorNetConv(EdgeSumConv):
             pair: Which of the lengths an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own if not given.
             table: How the filters between nodes follow, see :mod:`~pyg_equivariant.nn.interpolation`.
         """
-        weight = interpolate(self.filter(edge_rbf, edge_env), table).unflatten(1, (3, -1))
+        weight = self.filter(edge_rbf, edge_env).unflatten(1, (3, -1))
         x = _bounded(x)
         y = _mix(self.linear_in, x)
-        received = self.message_and_aggregate(edge_index, y, weight, pair=pair)
+        received = self.message_and_aggregate(edge_index, y, weight, pair=pair, table=table)
         left, right = self.matrices.matrix(y), self.matrices.matrix(received)
         anticommutator = self.matrices.components(_product(left, right) + _product(right, left))
         change = _mix(self.linear_out, _bounded(anticommutator))

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch_geometric.nn import MessagePassing
 
 from pyg_equivariant.nn.edge_sum import EdgeSum, Term
+from pyg_equivariant.nn.interpolation import Interpolation
 
 __all__ = ["Conv", "EdgeSumConv", "segment_sum"]
 
@@ -63,11 +64,12 @@ class EdgeSumConv(Conv):
         self,
         edge_index: Int[Tensor, "2 E"],
         x: Float[Tensor, "N M1 C"],
-        weight: Float[Tensor, "P W C"],
+        weight: Float[Tensor, "R W C"],
         edge_sh: Optional[Float[Tensor, "E M2"]] = None,  # noqa: UP045  (as above)
         pair: Optional[Int[Tensor, " E"]] = None,  # noqa: UP045
+        table: Optional[Interpolation] = None,  # noqa: UP045
     ) -> Float[Tensor, "N M3 C"]:
         """What the sources send to each target."""
         if edge_sh is None:
             edge_sh = x.new_empty(edge_index.shape[1], 0)
-        return self.total(x, edge_sh, weight, edge_index, pair)
+        return self.total(x, edge_sh, weight, edge_index, pair, table)

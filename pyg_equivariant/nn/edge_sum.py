@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pyg_equivariant.nn.native import define, kernels, operation, runs_on, third_derivative
+from pyg_equivariant.nn.interpolation import Interpolation, interpolate
+from pyg_equivariant.nn.native import define, is_wanted, kernels, operation, runs_on, third_derivative
 
 __all__ = ["CONSTANT", "EdgeSum", "Term"]
 
@@ -65,21 +66,23 @@ class EdgeSum:
         self,
         x: Float[Tensor, "N M1 C"],
         edge_sh: Float[Tensor, "E M2"],
-        weight: Float[Tensor, "P W C"],
+        weight: Float[Tensor, "R W C"],
         edge_index: Int[Tensor, "2 E"],
         pair: Int[Tensor, " E"] | None = None,
+        table: Interpolation | None = None,
     ) -> Float[Tensor, "N M3 C"]:
         """The sums.
 
         Args:
             x: Features of the atoms.
             edge_sh: Geometry of the edges, such as harmonics.
-            weight: Filters.
+            weight: Filters, or those at the nodes of ``table``.
             edge_index: Row 0 the source j, row 1 the target i.
-            pair: Which row of ``weight`` an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own if not given.
+            pair: Which row of the filters an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own if not given.
+            table: How the rows of the filters follow from those at nodes; the kernel computes them edge by edge.
 
         Raises:
-            IndexError: if an edge names an atom or a row of ``weight`` that is not there.
+            IndexError: if an edge names an atom or a row of the filters that is not there, or these a node.
             ValueError: if the shapes do not fit the terms or each other.
         """
         source, target = edge_index
@@ -87,9 +90,10 @@ class EdgeSum:
         if runs_on(x) and x.dtype == edge_sh.dtype == weight.dtype:  # under autocast they may differ
             if not torch.compiler.is_compiling():
                 _tell(self.key)
-            total: Tensor = _forward(self.key, x, edge_sh, weight, source, target, row)
+            coefficient, start = (None, None) if table is None else table
+            total: Tensor = _forward(self.key, x, edge_sh, weight, coefficient, source, target, row, start)
             return total
-        return _reference(_TABLES[self.key], x, edge_sh, weight, source, target, row)
+        return _reference(_TABLES[self.key], x, edge_sh, interpolate(weight, table), source, target, row)
 
 
 class _Table:
@@ -148,11 +152,12 @@ def _reference(
     return message.new_zeros(x.shape[0], table.num_out, x.shape[2]).index_add(0, target, message)
 
 
-# The kernel and its derivatives, as operations that autograd and the compiler know.
+# The kernel and its derivatives, as operations that autograd and the compiler know. Where there is a table w holds the
+# filters at its nodes, and c and start say what lies between them.
 
 
-def _empty(like: Tensor) -> Tensor:
-    return torch.empty(like.shape, dtype=like.dtype, device=like.device)
+def _empty(like: Tensor, wanted: bool = True) -> Tensor:
+    return torch.empty(like.shape if wanted else (0,), dtype=like.dtype, device=like.device)
 
 
 def _total(key: str, x: Tensor, *others: Tensor) -> Tensor:
@@ -160,55 +165,115 @@ def _total(key: str, x: Tensor, *others: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], _TABLES[key].num_out, x.shape[2])
 
 
+def _derivatives(
+    x: Tensor, y: Tensor, w: Tensor, c: Tensor | None, geometry: bool, filters: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    of_c = _empty(y, False) if c is None else _empty(c, geometry)
+    return _empty(x), _empty(y, geometry), _empty(w, filters or c is None), of_c
+
+
 _TERMS = "int[] a, int[] f, int[] first_term, int[] o, int[] first_entry, int[] b, float[] v"
 define(f"edge_sum_terms(str key, {_TERMS}, int num_out) -> ()")
-_GRAPH = "Tensor source, Tensor target, Tensor row"
+_INPUTS = "str key, Tensor x, Tensor y, Tensor w, Tensor? c"
+_GRAPH = "Tensor source, Tensor target, Tensor row, Tensor? start"
+_WANTED = "bool geometry, bool filters"
 _forward = operation(
-    f"edge_sum_forward(str key, Tensor x, Tensor y, Tensor w, {_GRAPH}) -> Tensor",
+    f"edge_sum_forward({_INPUTS}, {_GRAPH}) -> Tensor",
     _total,
 )
 _backward = operation(
-    f"edge_sum_backward(str key, Tensor x, Tensor y, Tensor w, Tensor g, {_GRAPH}) -> (Tensor, Tensor, Tensor)",
-    lambda key, x, y, w, *others: (_empty(x), _empty(y), _empty(w)),
+    f"edge_sum_backward({_INPUTS}, Tensor g, {_GRAPH}, {_WANTED}) -> (Tensor, Tensor, Tensor, Tensor)",
+    lambda key, x, y, w, c, g, source, target, row, start, *wanted: _derivatives(x, y, w, c, *wanted),
 )
 _second = operation(
-    "edge_sum_second(str key, Tensor x, Tensor y, Tensor w, Tensor g, Tensor hx, Tensor hy, Tensor hw, "
-    f"{_GRAPH}) -> (Tensor, Tensor, Tensor, Tensor)",
-    lambda key, x, y, w, g, *others: (_empty(x), _empty(y), _empty(w), _empty(g)),
+    f"edge_sum_second({_INPUTS}, Tensor g, Tensor? hx, Tensor? hy, Tensor? hw, Tensor? hc, {_GRAPH}, {_WANTED}) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    lambda key, x, y, w, c, g, hx, hy, hw, hc, source, target, row, start, *wanted: (
+        *_derivatives(x, y, w, c, *wanted),
+        _empty(g),
+    ),
 )
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
+def _wanted(ctx: Any, c: Tensor | None) -> tuple[bool, bool]:
+    """Whether derivatives by the geometry (y and c) are, and those by filters at nodes."""
+    return is_wanted(ctx, 1) or (c is not None and is_wanted(ctx, 3)), is_wanted(ctx, 2)
+
+
+def _given(of: Sequence[Tensor], c: Tensor | None, geometry: bool, filters: bool) -> tuple[Tensor | None, ...]:
+    """Without those that nobody asked for."""
+    of_x, of_y, of_w, of_c, *of_g = of
+    return (
+        of_x,
+        of_y if geometry else None,
+        of_w if filters or c is None else None,
+        of_c if geometry and c is not None else None,
+        *of_g,
+    )
+
+
+def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
     ctx.key, *tensors = inputs
     ctx.save_for_backward(*tensors)
 
 
+def _save(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
+    ctx.key, *tensors, _, _ = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.set_materialize_grads(False)
+
+
 def _forward_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    x, y, w, *graph = ctx.saved_tensors
-    return None, *_backward(ctx.key, x, y, w, g, *graph), None, None, None
+    x, y, w, c, *graph = ctx.saved_tensors
+    wanted = _wanted(ctx, c)
+    of = _backward(ctx.key, x, y, w, c, g, *graph, *wanted)
+    return None, *_given(of, c, *wanted), *[None] * 4
 
 
-def _backward_backward(ctx: Any, hx: Tensor, hy: Tensor, hw: Tensor) -> tuple[Tensor | None, ...]:
-    x, y, w, g, *graph = ctx.saved_tensors
-    return None, *_second(ctx.key, x, y, w, g, hx, hy, hw, *graph), None, None, None
+def _backward_backward(ctx: Any, *h: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, y, w, c, g, *graph = ctx.saved_tensors
+    wanted = _wanted(ctx, c)
+    of = _second(ctx.key, x, y, w, c, g, *h, *graph, *wanted)
+    return None, *_given(of, c, *wanted), *[None] * 6
 
 
-def _second_backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-    *inputs, source, target, row = ctx.saved_tensors
-    third = third_derivative(_second_derivative, inputs, (_TABLES[ctx.key], source, target, row), gradients)
-    return None, *third, None, None, None
+def _second_backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    *inputs, source, target, row, start = ctx.saved_tensors
+    rest = _TABLES[ctx.key], source, target, row, start
+    return None, *third_derivative(_second_derivative, inputs, rest, gradients), *[None] * 6
 
 
 def _second_derivative(
-    x: Tensor, y: Tensor, w: Tensor, g: Tensor, hx: Tensor, hy: Tensor, hw: Tensor, table: _Table, *graph: Tensor
+    x: Tensor,
+    y: Tensor,
+    w: Tensor,
+    c: Tensor | None,
+    g: Tensor,
+    hx: Tensor | None,
+    hy: Tensor | None,
+    hw: Tensor | None,
+    hc: Tensor | None,
+    table: _Table,
+    source: Tensor,
+    target: Tensor,
+    row: Tensor,
+    start: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """What ``edge_sum_second`` does."""
-    inputs = [tensor.view_as(tensor) for tensor in (x, y, w, g)]
-    *others, g = inputs
-    q = (_reference(table, *others, *graph) * g).sum()
-    first = torch.autograd.grad(q, others, create_graph=True)
-    return torch.autograd.grad(first, inputs, (hx, hy, hw), create_graph=True, materialize_grads=True)
+    """What ``edge_sum_second`` does, whoever asks."""
+    x, y, w, g = (tensor.view_as(tensor) for tensor in (x, y, w, g))
+    c = None if c is None else c.view_as(c)
+    between = interpolate(w, None if c is None or start is None else Interpolation(c, start))
+    q = (_reference(table, x, y, between, source, target, row) * g).sum()
+    pairs = [(by, h) for by, h in zip((x, y, w, c), (hx, hy, hw, hc), strict=True) if by is not None and h is not None]
+    along = torch.autograd.grad(q, [by for by, _ in pairs], create_graph=True, materialize_grads=True)
+    by = [tensor for tensor in (x, y, w, c, g) if tensor is not None]
+    of = iter(torch.autograd.grad(along, by, [h for _, h in pairs], create_graph=True, materialize_grads=True))
+    return tuple(_empty(y, False) if tensor is None else next(of) for tensor in (x, y, w, c, g))
 
 
-for _each, _derivative in ((_forward, _forward_backward), (_backward, _backward_backward), (_second, _second_backward)):
-    torch.library.register_autograd(_each, _derivative, setup_context=_save)
+for _each, _derivative, _keep in (
+    (_forward, _forward_backward, _save_forward),
+    (_backward, _backward_backward, _save),
+    (_second, _second_backward, _save),
+):
+    torch.library.register_autograd(_each, _derivative, setup_context=_keep)

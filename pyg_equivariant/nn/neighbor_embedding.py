@@ -7,7 +7,7 @@ from torch import Tensor
 from pyg_equivariant.nn.conv import EdgeSumConv
 from pyg_equivariant.nn.edge_sum import CONSTANT, Term
 from pyg_equivariant.nn.embedding import AtomEmbedding
-from pyg_equivariant.nn.interpolation import Interpolation, interpolate
+from pyg_equivariant.nn.interpolation import Interpolation
 from pyg_equivariant.nn.mlp import dense
 
 __all__ = ["NeighborEmbedding"]
@@ -59,7 +59,7 @@ class NeighborEmbedding(EdgeSumConv):
             table: How the filters between the nodes, whose basis ``edge_rbf`` is then, follow; see
                 :mod:`~pyg_equivariant.nn.interpolation`.
         """
-        sent, weight = self.embedding(z).unsqueeze(1), interpolate(self.filter(edge_rbf), table).unsqueeze(1)
-        known = self.message_and_aggregate(edge_index, sent, weight, pair=pair).squeeze(1)
+        sent, weight = self.embedding(z).unsqueeze(1), self.filter(edge_rbf).unsqueeze(1)
+        known = self.message_and_aggregate(edge_index, sent, weight, pair=pair, table=table).squeeze(1)
         mixed: Tensor = self.combine(torch.cat([x, known], -1))
         return mixed

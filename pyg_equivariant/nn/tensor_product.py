@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pyg_equivariant.nn.block_product import Blocks, block_product
 from pyg_equivariant.nn.conv import Conv, segment_sum
 from pyg_equivariant.nn.edge_sum import EdgeSum, Term
+from pyg_equivariant.nn.interpolation import Interpolation, interpolate
 from pyg_equivariant.nn.native import runs_on
 from pyg_equivariant.nn.pairs import spread
 from pyg_equivariant.o3.clebsch_gordan import coupling
@@ -204,20 +205,22 @@ class TensorProduct(ExactConstants):
         weight: Float[Tensor, "R W C"],
         edge_index: Int[Tensor, "2 E"],
         pair: Int[Tensor, " E"] | None = None,
+        table: Interpolation | None = None,
     ) -> Float[Tensor, "N T C"]:
         """The products of all edges, summed at their targets, and on a CPU never stored.
 
         Args:
             x: Features of the atoms, slots next to channels.
             edge_sh: Harmonics of the edges.
-            weight: See :meth:`forward`.
+            weight: See :meth:`forward`; or those at the nodes of ``table``.
             edge_index: Row 0 the source j, row 1 the target i.
-            pair: Which row of ``weight`` an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own if not given.
+            pair: Which row of the filters an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own if not given.
+            table: How the filters between nodes follow, see :mod:`~pyg_equivariant.nn.interpolation`.
         """
         if not runs_on(x):
-            products = self(x.index_select(0, edge_index[0]), edge_sh, spread(weight, pair))
+            products = self(x.index_select(0, edge_index[0]), edge_sh, spread(interpolate(weight, table), pair))
             return segment_sum(products, edge_index[1], x.shape[0])
-        return self.edges(x.flatten(1, 2), edge_sh, weight, edge_index, pair)
+        return self.edges(x.flatten(1, 2), edge_sh, weight, edge_index, pair, table)
 
 
 def _terms(paths: Paths) -> Iterator[Term]:
@@ -260,9 +263,10 @@ class TensorProductConv(Conv):
         edge_sh: Float[Tensor, "E M2"],
         weight: Float[Tensor, "R W C"],
         pair: Optional[Int[Tensor, " E"]] = None,  # noqa: UP045  (MessagePassing cannot read a union)
+        table: Optional[Interpolation] = None,  # noqa: UP045
     ) -> Float[Tensor, "N T C"]:
         """All paths of the filtered tensor product, summed over the neighbours."""
-        return self.product.over_edges(x, edge_sh, weight, edge_index, pair)
+        return self.product.over_edges(x, edge_sh, weight, edge_index, pair, table)
 
 
 class PathLinear(nn.Module):

@@ -15,6 +15,7 @@ from pyg_equivariant.data import RadiusGraph
 from pyg_equivariant.models import PaiNN
 from pyg_equivariant.nn import native
 from pyg_equivariant.nn.edge_sum import _TABLES, CONSTANT, EdgeSum, Term, _reference
+from pyg_equivariant.nn.interpolation import Interpolation, interpolate
 from pyg_equivariant.nn.tensor_product import FullPaths, TensorProduct
 from pyg_equivariant.testing import example_molecule, potential_of
 
@@ -51,6 +52,79 @@ def test_equals_pytorch(channels: int, threads: int, derivatives: Callable) -> N
         assert torch.allclose(a, b, rtol=1e-10, atol=1e-10), number
 
 
+def between_nodes(rows: int, nodes: int, channels: int) -> list[torch.Tensor]:
+    """Filters at nodes, coefficients of the rows between them, and where these begin."""
+    generator = torch.Generator().manual_seed(3)
+    table, coefficient = (
+        torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+        for shape in ((nodes, 3, channels), (rows, 8))
+    )
+    return [table, coefficient, torch.randint(0, nodes - 7, (rows,), generator=generator)]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("channels", [1, 8, 21, 64])
+def test_filters_between_nodes_equal_pytorch(channels: int, threads: int, derivatives: Callable) -> None:
+    """In three derivatives; rows with no, one, two and more edges, and several between the same nodes."""
+    total, (edge_index, row) = EdgeSum(TERMS, 6), graph()
+    x, y, _ = arguments(channels)
+    table, coefficient, start = between_nodes(12, 10, channels)
+
+    def kernel(x: torch.Tensor, y: torch.Tensor, table: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        return total(x, y, table, edge_index, row, Interpolation(c, start))
+
+    def pytorch(x: torch.Tensor, y: torch.Tensor, table: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        w = torch.einsum("pm,pmfc->pfc", c, table[start.unsqueeze(1) + torch.arange(8)])
+        return _reference(_TABLES[total.key], x, y, w, *edge_index, row)
+
+    fast = derivatives(kernel, [x, y, table, coefficient], threads=threads)
+    slow = derivatives(pytorch, [x, y, table, coefficient])
+    assert len(fast) == len(slow) == 1 + 4 + 5 + 9
+    for number, (a, b) in enumerate(zip(fast, slow, strict=True)):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-10), number
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_more_atoms_than_the_cache_holds(threads: int, derivatives: Callable) -> None:
+    """And more rows between the same nodes than are computed at a time."""
+    generator = torch.Generator().manual_seed(4)
+    edge_index = torch.randint(0, 700, (2, 3000), generator=generator)
+    row = torch.arange(1500).repeat(2)
+    total, (table, coefficient, start) = EdgeSum(TERMS[:6], 4), between_nodes(1500, 20, 64)
+    x, y = (
+        torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+        for shape in ((700, 5, 64), (3000, 3))
+    )
+    inputs = [x, y, table, coefficient]
+    fast = derivatives(lambda *t: total(*t[:3], edge_index, row, Interpolation(t[3], start)), inputs, threads=threads)
+    slow = derivatives(lambda *t: total(*t[:2], interpolate(t[2], Interpolation(t[3], start)), edge_index, row), inputs)
+    for number, (a, b) in enumerate(zip(fast, slow, strict=True)):
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-9), number
+
+
+@pytest.mark.parametrize("between", [False, True])
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (3,), (1, 2), (0, 1, 3)])
+def test_only_what_is_asked_for(between: bool, wanted: tuple[int, ...]) -> None:
+    """Some of the derivatives, as those by positions in a training step, are those among all of them."""
+    total, (edge_index, row) = EdgeSum(TERMS, 6), graph()
+    x, y, w = arguments(8)
+    table, coefficient, start = between_nodes(12, 10, 8)
+    leaves = [x, y, table if between else w, coefficient]
+    inputs = [2.0 * leaf for leaf in leaves]  # PyTorch tells who asks for what is no leaf itself
+    value = total(*inputs[:3], edge_index, row, Interpolation(inputs[3], start) if between else None)
+    loss = value.sin().sum()
+    everything = torch.autograd.grad(loss, inputs, create_graph=True, materialize_grads=True)
+    some = torch.autograd.grad(loss, [inputs[n] for n in wanted], create_graph=True, materialize_grads=True)
+    again = sum((of.square().sum() for of in some), torch.zeros(()))
+    expected = sum((everything[n].square().sum() for n in wanted), torch.zeros(()))
+    for n, of in zip(wanted, some, strict=True):
+        assert torch.allclose(of, everything[n], rtol=1e-12, atol=1e-12)
+    every_second = torch.autograd.grad(expected, leaves, retain_graph=True, materialize_grads=True, allow_unused=True)
+    for n in range(4):
+        second = torch.autograd.grad(again, [inputs[n]], retain_graph=True, materialize_grads=True, allow_unused=True)
+        assert torch.allclose(2.0 * second[0], every_second[n], rtol=1e-10, atol=1e-10)
+
+
 def test_single_precision() -> None:
     total, (edge_index, row) = EdgeSum(TERMS, 6), graph()
     x, y, w = arguments(40)
@@ -75,6 +149,8 @@ def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         total(x, y, w, torch.tensor([[0, 1, 2, 6], [1, 0, 0, 2]]).repeat(1, 5), row)
     with pytest.raises(IndexError, match="with filter 12, but there are 6 atoms and 12 filters"):
         total(x, y, w, edge_index, row + 12)
+    with pytest.raises(IndexError, match="row 1 of an interpolation reads beyond its 12 nodes"):
+        total(x, y, w, edge_index, row, Interpolation(w.new_ones(2, 8), torch.tensor([4, 5])))
     with pytest.raises(ValueError, match=r"features \[6, 4, 8\]"):
         total(x[:, :4], y, w, edge_index, row)
     with pytest.raises(ValueError, match=r"geometry \[19, 3\]"):

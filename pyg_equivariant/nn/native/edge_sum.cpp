@@ -7,12 +7,17 @@
 // Terms with the same (a, f) form groups of at most four, for which the product x * w is computed once. Channels lie
 // next to each other in memory and are handled by vectors of 64 bytes, what is left over one by one. (k - V{} are equal
 // numbers: no operation, unlike V{} + k.) Threads divide the channels, so that no two write to the same place.
+//
+// The filters may lie between the nodes of a table, w[p] = sum_m c[p, m] table[start[p] + m]: then they are computed
+// where an edge needs them, and so are their derivatives, which go to c and table at once.
 
+#include "between.h"
 #include "kernels.h"
 #include "vectors.h"
 #include "workspace.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <type_traits>
 #include <utility>
@@ -22,6 +27,11 @@ namespace kernels {
 
 template <typename V, typename T> static void add(T *to, V value) {
     *reinterpret_cast<V *>(to) = *reinterpret_cast<const V *>(to) + value;
+}
+template <int SIZE, typename Work> static auto array(const Work &work) {
+    return [&]<int... M>(std::integer_sequence<int, M...>) {
+        return std::array{work(M)...};
+    }(std::make_integer_sequence<int, SIZE>());
 }
 template <typename T> constexpr int64_t LANES = sizeof(Vector<T>) / sizeof(T);
 
@@ -52,6 +62,8 @@ public:
     }
     // Numbers of all terms.
     T *take() const { return workspace.take<T>(width); }
+    // A vector of each term.
+    T *take_vectors() const { return workspace.take<T>(width * LANES<T>); }
 
     // The terms' k of an edge's y.
     void read(const T *y, bool constant, T *k) const {
@@ -73,15 +85,76 @@ public:
     }
 };
 
-// How far it is to the rows of the next edge, which are fetched while this one's are worked on.
-struct Next {
+// The edges one after the other, in batches. Where there is a table a batch's filters lie between the same nodes, and the
+// edges of a row follow each other, among those to as many atoms as the processor's cache may hold.
+class Order {
+    static constexpr int64_t CACHE = 1 << 20;  // bytes
+    const int64_t edges;
+    std::vector<int64_t> order;  // as it is if there is none
+
+public:
+    static constexpr int64_t ROWS = 16;  // of a batch at most
+    struct Batch {
+        int64_t first_edge, last_edge, first_row, last_row;
+    };
+    std::vector<Batch> batches;
+    std::vector<int64_t> rows, place;  // of each batch, one after the other; and of each edge among them
+
+    Order(const Table &table, const Graph &graph, int64_t bytes) : edges(graph.edges) {
+        if (!graph.start) {
+            batches.push_back({0, edges, 0, 0});
+            return;
+        }
+        const Sorted sorted(graph.start, graph.rows, graph.nodes_of_table);
+        std::vector<int64_t> key(std::max(graph.rows, edges));
+        for (int64_t n = 0; n < graph.rows; ++n) key[sorted.order[n]] = n;
+        place.resize(edges);
+        for (int64_t e = 0; e < edges; ++e) place[e] = key[graph.row[e]];
+        order = Sorted(place.data(), edges, graph.rows).order;
+        const int64_t most = std::max<int64_t>(1, CACHE / ((table.x_rows + table.out_rows) * graph.channels * bytes));
+        if (graph.nodes > most) {
+            for (int64_t n = 0; n < edges; ++n) key[n] = graph.target[order[n]] / most;
+            const Sorted blocks(key.data(), edges, (graph.nodes + most - 1) / most);
+            for (int64_t n = 0; n < edges; ++n) key[n] = order[blocks.order[n]];
+            order.assign(key.begin(), key.begin() + edges);
+        }
+        for (int64_t n = 0; n < edges; ++n) {
+            const int64_t row = graph.row[order[n]], size = rows.size();
+            if (n == 0 || rows.back() != row) {
+                if (n == 0 || graph.start[rows.back()] != graph.start[row] || size - batches.back().first_row == ROWS)
+                    batches.push_back({n, n, size, size});
+                rows.push_back(row);
+            }
+            batches.back().last_edge = n + 1, batches.back().last_row = rows.size();
+            place[n] = rows.size() - 1 - batches.back().first_row;
+        }
+    }
+    // An edge, or the last one if there are fewer.
+    int64_t operator[](int64_t n) const {
+        n = std::min(n, edges - 1);
+        return order.empty() ? n : order[n];
+    }
+};
+
+// How far it is to the rows of the next edge, which are fetched while this one's are worked on: where there is no table,
+// for the order is one that keeps them at hand otherwise.
+template <bool TABLE> struct Next {
     int64_t x, w;
 
-    Next(const Table &table, const Graph &graph, int64_t e) {
-        const int64_t next = std::min(e + 1, graph.edges - 1);
+    Next(const Table &table, const Graph &graph, const Order &order, int64_t n) {
+        const int64_t e = order[n], next = order[n + 1];
         x = (graph.source[next] - graph.source[e]) * table.x_rows * graph.channels;
         w = (graph.row[next] - graph.row[e]) * table.w_rows * graph.channels;
     }
+    template <typename... T> static void fetch(const T *...from) { (__builtin_prefetch(from), ...); }
+    template <typename... T> static void fetch_to_write(T *...to) { (__builtin_prefetch(to, 1), ...); }
+};
+template <> struct Next<true> {
+    static constexpr int64_t x = 0, w = 0;
+
+    Next(const Table &, const Graph &, const Order &, int64_t) {}
+    template <typename... T> static void fetch(T...) {}
+    template <typename... T> static void fetch_to_write(T...) {}
 };
 
 // A sum over channels: first a vector, then what the channels add that are left over.
@@ -90,23 +163,28 @@ template <typename T, typename V> static void put_sum(V sum, T *to) {
     else store(to, sum);
 }
 
-// Runs work(first channel, number of channels, its own sums of y) on every thread and adds those sums up.
-template <typename T, typename Work> static void split(const Table &table, const Graph &graph, T *y_out, Work work) {
+// Runs work(first channel, number of channels, its own sums) on every thread and adds up those that are over channels.
+template <typename T, typename Work> static void split(const Table &table, const Graph &graph, Outputs<T> of, Work work) {
     const int64_t block = LANES<T>, blocks = (graph.channels + block - 1) / block;
-    const int64_t threads = std::min(graph.threads, blocks), size = graph.edges * table.y_size;
-    std::vector<T> extra(y_out && threads > 1 ? (threads - 1) * size : 0);
+    const int64_t threads = std::min(graph.threads, blocks);
+    const int64_t y_size = of.y ? graph.edges * table.y_size : 0, c_size = of.c ? graph.rows * POINTS : 0;
+    std::vector<T> extra((threads - 1) * (y_size + c_size));
 #pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
     for (int64_t n = 0; n < threads; ++n) {
         const int64_t from = n * blocks / threads * block, to = (n + 1) * blocks / threads * block;
-        T *y = !y_out || n == 0 ? y_out : extra.data() + (n - 1) * size;
-        work(from, std::min(to, graph.channels) - from, y);
+        Outputs<T> own = of;
+        if (n && of.y) own.y = extra.data() + (n - 1) * y_size;
+        if (n && of.c) own.c = extra.data() + (threads - 1) * y_size + (n - 1) * c_size;
+        work(from, std::min(to, graph.channels) - from, own);
     }
-    for (int64_t n = 1; y_out && n < threads; ++n)
-        for (int64_t i = 0; i < size; ++i) y_out[i] += extra[(n - 1) * size + i];
+    for (int64_t n = 0; n < threads - 1; ++n) {
+        for (int64_t i = 0; i < y_size; ++i) of.y[i] += extra[n * y_size + i];
+        for (int64_t i = 0; i < c_size; ++i) of.c[i] += extra[(threads - 1) * y_size + n * c_size + i];
+    }
 }
 
 // Calls work.run<V, TERMS>(group, first term, from, to) for each group: V is a vector, then a number for the rest.
-template <typename T, typename Work> static void each_group(const Table &table, int64_t n, Work &work) {
+template <typename T, typename Work> static void each_group(const Table &table, int64_t n, const Work &work) {
     const int64_t whole = n / LANES<T> * LANES<T>;
     auto both = [&](auto terms, int64_t i, int64_t j) {
         constexpr int TERMS = decltype(terms)::value;
@@ -145,150 +223,306 @@ public:
     }
 };
 
+// The filters of a batch of edges, for the n channels from the first on, and what their derivatives add up to.
+template <typename T> class Filters {
+    const Graph &graph;
+    const Order &order;
+    const Inputs<T> in, h;
+    const Outputs<T> of;
+    const int64_t size, pieces, length;  // of a row, and of what of it is at hand
+    const Workspace workspace;
+    T *const w, *const hw, *const w_out, *const first;  // of the batch, if there is a table
+    Rows<T> rows;
+
+    T *take(bool needed) const { return needed && graph.start ? Workspace::take<T>(Order::ROWS * size) : nullptr; }
+
+    // Calls work(where the columns of the first node and those of the batch begin, the batch's rows, their number).
+    template <typename Work> void each_piece(const Order::Batch &batch, const Work &work) const {
+        const int64_t *const rows = order.rows.data() + batch.first_row;
+        for (int64_t f = 0; f < pieces; ++f)
+            work(graph.start[*rows] * size + f * graph.channels, f * graph.channels, rows, batch.last_row - batch.first_row);
+    }
+    static constexpr auto AS_THEY_ARE = [](int64_t n) { return n; };
+
+public:
+    // Of an edge; first is for the derivative by w of Q, which second needs where there is a table.
+    struct At {
+        const T *w, *hw;
+        T *w_out, *first;
+    };
+
+    Filters(const Table &table, const Graph &graph, const Order &order, int64_t c, int64_t n, Inputs<T> in, Outputs<T> of = {},
+            Inputs<T> h = {}, bool back = false, bool second = false)
+        : graph(graph), order(order), in(in.from(c)), h(h.from(c)), of(of.from(c)), size(table.w_rows * graph.channels),
+          pieces(n == graph.channels ? 1 : table.w_rows), length(n == graph.channels ? size : n), w(take(true)),
+          hw(take(second)), w_out(take(back)), first(take(second)),
+          rows(this->of.w, graph.rows, table.w_rows, graph.channels, n) {}
+
+    void open(const Order::Batch &batch) const {
+        if (!graph.start) return;
+        each_piece(batch, [&](int64_t from, int64_t to, const int64_t *row, int64_t count) {
+            read_between<false>(in.w + from, size, length, row, count, in.c, w + to, AS_THEY_ARE);
+            if (!hw) return;
+            if (h.c) read_between<false>(in.w + from, size, length, row, count, h.c, hw + to, AS_THEY_ARE);
+            if (h.w && h.c) read_between<true>(h.w + from, size, length, row, count, in.c, hw + to, AS_THEY_ARE);
+            if (h.w && !h.c) read_between<false>(h.w + from, size, length, row, count, in.c, hw + to, AS_THEY_ARE);
+        });
+        const int64_t count = (batch.last_row - batch.first_row) * size;
+        for (T *clear : {w_out, first, h.w || h.c ? nullptr : hw})
+            if (clear) std::fill_n(clear, count, T(0));
+    }
+    At at(int64_t n) {
+        if (graph.start) {
+            const int64_t at = order.place[n] * size;
+            return {w + at, hw + at, w_out + at, first + at};
+        }
+        const int64_t row = graph.row[order[n]], at = row * size;
+        return {in.w + at, h.w ? h.w + at : nullptr, of.w ? rows.clear(row) : nullptr, nullptr};
+    }
+    void close(const Order::Batch &batch) const {
+        if (!graph.start) return;
+        each_piece(batch, [&](int64_t at, int64_t from, const int64_t *row, int64_t count) {
+            if (of.c) dot_between(w_out + from, in.w + at, size, length, row, count, of.c, AS_THEY_ARE);
+            if (of.w) put_between(w_out + from, size, length, row, count, in.c, of.w + at, AS_THEY_ARE);
+            if (of.c && h.w) dot_between(first + from, h.w + at, size, length, row, count, of.c, AS_THEY_ARE);
+            if (of.w && h.c) put_between(first + from, size, length, row, count, h.c, of.w + at, AS_THEY_ARE);
+        });
+    }
+    void finish() {
+        if (!graph.start && of.w) rows.finish();
+    }
+};
+
+// Calls work(number of edges, place of the first): two at a time if they share a row of filters between nodes.
+template <bool TABLE, typename Work> static void each_edge(const Order &order, const Order::Batch &batch, const Work &work) {
+    for (int64_t n = batch.first_edge; n < batch.last_edge;) {
+        if constexpr (TABLE)
+            if (n + 1 < batch.last_edge && order.place[n] == order.place[n + 1]) {
+                work(std::integral_constant<int, 2>(), n);
+                n += 2;
+                continue;
+            }
+        work(std::integral_constant<int, 1>(), n++);
+    }
+}
+
 // out[t, o] += k x[s, a] w[p, f]
-template <typename T> struct Forward {
+template <typename T, bool TABLE, int EDGES> struct Forward {
+    struct Edge {
+        Next<TABLE> next;
+        const T *x, *k;
+        T *out;
+    };
     const Table &table;
     const int64_t C;
-    const Next next;
-    const T *x, *w, *k;
-    T *out;
+    const T *w;
+    const std::array<Edge, EDGES> edges;
 
-    template <typename V, int TERMS> void run(int64_t i, int64_t j, int64_t from, int64_t to) {
-        const T *xa = x + table.a[i] * C, *wf = w + table.f[i] * C;
-        T *o[TERMS];
-        V kj[TERMS];
-        for (int m = 0; m < TERMS; ++m) o[m] = out + table.o[j + m] * C, kj[m] = k[j + m] - V{};
+    template <typename V, int TERMS> void run(int64_t i, int64_t j, int64_t from, int64_t to) const {
+        const int64_t xr = table.a[i] * C, wr = table.f[i] * C;
+        int64_t row[TERMS];
+        V kj[EDGES][TERMS];
+        for (int m = 0; m < TERMS; ++m) {
+            row[m] = table.o[j + m] * C;
+            for (int e = 0; e < EDGES; ++e) kj[e][m] = edges[e].k[j + m] - V{};
+        }
+#pragma GCC unroll 2
         for (int64_t c = from; c < to; c += sizeof(V) / sizeof(T)) {
-            __builtin_prefetch(xa + c + next.x), __builtin_prefetch(wf + c + next.w);
-            const V xw = load<V>(xa + c) * load<V>(wf + c);
-            for (int m = 0; m < TERMS; ++m) add<V>(o[m] + c, kj[m] * xw);
+            const V wf = load<V>(w + wr + c);
+            edges[0].next.fetch(w + wr + c + edges[0].next.w);
+            for (int e = 0; e < EDGES; ++e) {
+                const auto &[next, x, k, out] = edges[e];
+                next.fetch(x + xr + c + next.x);
+                const V xw = load<V>(x + xr + c) * wf;
+                for (int m = 0; m < TERMS; ++m) add<V>(out + row[m] + c, kj[e][m] * xw);
+            }
         }
     }
 };
 
-template <typename T>
-static void forward(const Table &table, const Graph &graph, const T *x, const T *y, const T *w, T *out) {
+template <typename T, bool TABLE>
+static void forward(const Table &table, const Graph &graph, Inputs<T> in, T *out) {
     const int64_t C = graph.channels;
-    split<T>(table, graph, nullptr, [&](int64_t c, int64_t n, T *) {
+    const Order order(table, graph, sizeof(T));
+    split<T>(table, graph, {}, [&](int64_t c, int64_t count, Outputs<T>) {
         const Geometry<T> geometry(table);
-        T *const k = geometry.take();
-        Rows<T> atoms{out + c, graph.nodes, table.out_rows, C, n};
-        for (int64_t e = 0; e < graph.edges; ++e) {
-            geometry.read(y + e * table.y_size, true, k);
-            Forward<T> work{table, C, Next(table, graph, e), x + graph.source[e] * table.x_rows * C + c,
-                            w + graph.row[e] * table.w_rows * C + c, k, atoms.clear(graph.target[e])};
-            each_group<T>(table, n, work);
+        T *const k[] = {geometry.take(), geometry.take()};
+        Rows<T> atoms{out + c, graph.nodes, table.out_rows, C, count};
+        Filters<T> filters(table, graph, order, c, count, in);
+        for (const Order::Batch &batch : order.batches) {
+            filters.open(batch);
+            each_edge<TABLE>(order, batch, [&](auto edges, int64_t n) {
+                constexpr int EDGES = decltype(edges)::value;
+                using Work = Forward<T, TABLE, EDGES>;
+                each_group<T>(table, count, Work{table, C, filters.at(n).w, array<EDGES>([&](int m) -> Work::Edge {
+                    const int64_t e = order[n + m];
+                    geometry.read(in.y + e * table.y_size, true, k[m]);
+                    return {Next<TABLE>(table, graph, order, n + m), in.x + graph.source[e] * table.x_rows * C + c, k[m],
+                            atoms.clear(graph.target[e])};
+                })});
+            });
+            filters.close(batch);
         }
         atoms.finish();
     });
 }
 
 // The derivatives of Q by x, y and w.
-template <typename T> struct Backward {
+template <typename T, bool TABLE, int EDGES> struct Backward {
+    struct Edge {
+        Next<TABLE> next;
+        const T *x, *g, *k;
+        T *x_out, *of_k;  // the latter a vector of each term
+    };
     const Table &table;
     const int64_t C;
-    const Next next;
-    const T *x, *w, *g, *k;
-    T *x_out, *w_out, *of_k;  // the latter a vector of each term
+    const T *w;
+    T *w_out;
+    const std::array<Edge, EDGES> edges;
 
-    template <typename V, int TERMS> void run(int64_t i, int64_t j, int64_t from, int64_t to) {
+    template <typename V, int TERMS> void run(int64_t i, int64_t j, int64_t from, int64_t to) const {
         const int64_t xr = table.a[i] * C, wr = table.f[i] * C;
-        const T *go[TERMS];
-        V kj[TERMS], d[TERMS];
-        for (int m = 0; m < TERMS; ++m) go[m] = g + table.o[j + m] * C, kj[m] = k[j + m] - V{}, d[m] = V{};
-        for (int64_t c = from; c < to; c += sizeof(V) / sizeof(T)) {
-            const int64_t at_x = xr + c, at_w = wr + c;
-            __builtin_prefetch(x + at_x + next.x), __builtin_prefetch(x_out + at_x + next.x, 1);
-            __builtin_prefetch(w + at_w + next.w), __builtin_prefetch(w_out + at_w + next.w, 1);
-            const V xa = load<V>(x + at_x), wf = load<V>(w + at_w), xw = xa * wf;
-            V kg{};
-            for (int m = 0; m < TERMS; ++m) {
-                const V gm = load<V>(go[m] + c);
-                kg += kj[m] * gm;
-                d[m] += xw * gm;
-            }
-            add<V>(x_out + at_x, kg * wf);
-            add<V>(w_out + at_w, kg * xa);
+        int64_t row[TERMS];
+        V kj[EDGES][TERMS], d[EDGES][TERMS];
+        for (int m = 0; m < TERMS; ++m) {
+            row[m] = table.o[j + m] * C;
+            for (int e = 0; e < EDGES; ++e) kj[e][m] = edges[e].k[j + m] - V{}, d[e][m] = V{};
         }
-        for (int m = 0; m < TERMS; ++m) put_sum(d[m], of_k + (j + m) * LANES<T>);
+#pragma GCC unroll 2
+        for (int64_t c = from; c < to; c += sizeof(V) / sizeof(T)) {
+            const V wf = load<V>(w + wr + c);
+            V of_w = load<V>(w_out + wr + c);
+            edges[0].next.fetch(w + wr + c + edges[0].next.w);
+            edges[0].next.fetch_to_write(w_out + wr + c + edges[0].next.w);
+            for (int e = 0; e < EDGES; ++e) {
+                const auto &[next, x, g, k, x_out, of_k] = edges[e];
+                next.fetch(x + xr + c + next.x), next.fetch_to_write(x_out + xr + c + next.x);
+                const V xa = load<V>(x + xr + c), xw = xa * wf;
+                V kg{};
+                for (int m = 0; m < TERMS; ++m) {
+                    const V gm = load<V>(g + row[m] + c);
+                    kg += kj[e][m] * gm;
+                    d[e][m] += xw * gm;
+                }
+                add<V>(x_out + xr + c, kg * wf);
+                of_w += kg * xa;
+            }
+            store(w_out + wr + c, of_w);
+        }
+        for (int e = 0; e < EDGES; ++e)
+            for (int m = 0; m < TERMS; ++m) put_sum(d[e][m], edges[e].of_k + (j + m) * LANES<T>);
     }
 };
 
-template <typename T>
-static void backward(const Table &table, const Graph &graph, const T *x, const T *y, const T *w, const T *g, T *x_out,
-                     T *y_out, T *w_out) {
+template <typename T, bool TABLE>
+static void backward(const Table &table, const Graph &graph, Inputs<T> in, const T *g, Outputs<T> of) {
     const int64_t C = graph.channels;
-    split<T>(table, graph, y_out, [&](int64_t c, int64_t n, T *y_own) {
+    const Order order(table, graph, sizeof(T));
+    split<T>(table, graph, of, [&](int64_t c, int64_t count, Outputs<T> own) {
         const Geometry<T> geometry(table);
-        T *const k = geometry.take(), *const of_k = Workspace::take<T>(table.terms * LANES<T>);
-        Rows<T> atoms{x_out + c, graph.nodes, table.x_rows, C, n}, filters{w_out + c, graph.rows, table.w_rows, C, n};
-        for (int64_t e = 0; e < graph.edges; ++e) {
-            geometry.read(y + e * table.y_size, true, k);
-            const int64_t xi = graph.source[e] * table.x_rows * C + c, wi = graph.row[e] * table.w_rows * C + c;
-            Backward<T> work{table, C, Next(table, graph, e), x + xi, w + wi, g + graph.target[e] * table.out_rows * C + c,
-                             k, atoms.clear(graph.source[e]), filters.clear(graph.row[e]), of_k};
-            each_group<T>(table, n, work);
-            geometry.write(of_k, y_own + e * table.y_size);
+        T *const k[] = {geometry.take(), geometry.take()}, *const of_k[] = {geometry.take_vectors(), geometry.take_vectors()};
+        Rows<T> atoms{own.x + c, graph.nodes, table.x_rows, C, count};
+        Filters<T> filters(table, graph, order, c, count, in, own, {}, true);
+        for (const Order::Batch &batch : order.batches) {
+            filters.open(batch);
+            each_edge<TABLE>(order, batch, [&](auto edges, int64_t n) {
+                constexpr int EDGES = decltype(edges)::value;
+                using Work = Backward<T, TABLE, EDGES>;
+                const auto at = filters.at(n);
+                each_group<T>(table, count, Work{table, C, at.w, at.w_out, array<EDGES>([&](int m) -> Work::Edge {
+                    const int64_t e = order[n + m];
+                    geometry.read(in.y + e * table.y_size, true, k[m]);
+                    return {Next<TABLE>(table, graph, order, n + m), in.x + graph.source[e] * table.x_rows * C + c,
+                            g + graph.target[e] * table.out_rows * C + c, k[m], atoms.clear(graph.source[e]), of_k[m]};
+                })});
+                for (int m = 0; own.y && m < EDGES; ++m) geometry.write(of_k[m], own.y + order[n + m] * table.y_size);
+            });
+            filters.close(batch);
         }
         atoms.finish(), filters.finish();
     });
 }
 
-// The derivatives by x, y, w and g of  dQ/dx hx + dQ/dy hy + dQ/dw hw.
-template <typename T> struct Second {
+// The derivatives by x, y, w and g of  dQ/dx hx + dQ/dy hy + dQ/dw hw,  and that by w of Q where there is a table.
+template <typename T, bool TABLE, int EDGES> struct Second {
+    struct Edge {
+        Next<TABLE> next;
+        const T *x, *g, *hx, *k, *h;
+        T *x_out, *g_out, *of_k;
+    };
     const Table &table;
     const int64_t C;
-    const Next next;
-    const T *x, *w, *g, *hx, *hw, *k, *h;
-    T *x_out, *w_out, *g_out, *of_k;
+    const T *w, *hw;
+    T *w_out, *first;
+    const std::array<Edge, EDGES> edges;
 
-    template <typename V, int TERMS> void run(int64_t i, int64_t j, int64_t from, int64_t to) {
+    template <typename V, int TERMS> void run(int64_t i, int64_t j, int64_t from, int64_t to) const {
         const int64_t xr = table.a[i] * C, wr = table.f[i] * C;
         int64_t row[TERMS];
-        V kj[TERMS], hj[TERMS], d[TERMS];
-        for (int m = 0; m < TERMS; ++m)
-            row[m] = table.o[j + m] * C, kj[m] = k[j + m] - V{}, hj[m] = h[j + m] - V{}, d[m] = V{};
-        for (int64_t c = from; c < to; c += sizeof(V) / sizeof(T)) {
-            const int64_t at_x = xr + c, at_w = wr + c;
-            __builtin_prefetch(x + at_x + next.x), __builtin_prefetch(hx + at_x + next.x);
-            __builtin_prefetch(w + at_w + next.w), __builtin_prefetch(hw + at_w + next.w);
-            __builtin_prefetch(x_out + at_x + next.x, 1), __builtin_prefetch(w_out + at_w + next.w, 1);
-            const V xa = load<V>(x + at_x), wf = load<V>(w + at_w), xw = xa * wf;
-            const V hxa = load<V>(hx + at_x), hwf = load<V>(hw + at_w), q = hxa * wf + xa * hwf;
-            V kg{}, hg{};
-            for (int m = 0; m < TERMS; ++m) {
-                const V gm = load<V>(g + row[m] + c);
-                add<V>(g_out + row[m] + c, hj[m] * xw + kj[m] * q);
-                kg += kj[m] * gm;
-                hg += hj[m] * gm;
-                d[m] += q * gm;
-            }
-            add<V>(x_out + at_x, hg * wf + kg * hwf);
-            add<V>(w_out + at_w, hg * xa + kg * hxa);
+        V kj[EDGES][TERMS], hj[EDGES][TERMS], d[EDGES][TERMS];
+        for (int m = 0; m < TERMS; ++m) {
+            row[m] = table.o[j + m] * C;
+            for (int e = 0; e < EDGES; ++e)
+                kj[e][m] = edges[e].k[j + m] - V{}, hj[e][m] = edges[e].h[j + m] - V{}, d[e][m] = V{};
         }
-        for (int m = 0; m < TERMS; ++m) put_sum(d[m], of_k + (j + m) * LANES<T>);
+#pragma GCC unroll 2
+        for (int64_t c = from; c < to; c += sizeof(V) / sizeof(T)) {
+            const V wf = load<V>(w + wr + c), hwf = load<V>(hw + wr + c);
+            V of_w = load<V>(w_out + wr + c), by_w{};
+            if constexpr (TABLE) by_w = load<V>(first + wr + c);
+            const int64_t ahead = wr + c + edges[0].next.w;
+            edges[0].next.fetch(w + ahead, hw + ahead), edges[0].next.fetch_to_write(w_out + ahead);
+            for (int e = 0; e < EDGES; ++e) {
+                const auto &[next, x, g, hx, k, h, x_out, g_out, of_k] = edges[e];
+                next.fetch(x + xr + c + next.x, hx + xr + c + next.x), next.fetch_to_write(x_out + xr + c + next.x);
+                const V xa = load<V>(x + xr + c), xw = xa * wf;
+                const V hxa = load<V>(hx + xr + c), q = hxa * wf + xa * hwf;
+                V kg{}, hg{};
+                for (int m = 0; m < TERMS; ++m) {
+                    const V gm = load<V>(g + row[m] + c);
+                    add<V>(g_out + row[m] + c, hj[e][m] * xw + kj[e][m] * q);
+                    kg += kj[e][m] * gm;
+                    hg += hj[e][m] * gm;
+                    d[e][m] += q * gm;
+                }
+                add<V>(x_out + xr + c, hg * wf + kg * hwf);
+                of_w += hg * xa + kg * hxa;
+                by_w += kg * xa;
+            }
+            store(w_out + wr + c, of_w);
+            if constexpr (TABLE) store(first + wr + c, by_w);
+        }
+        for (int e = 0; e < EDGES; ++e)
+            for (int m = 0; m < TERMS; ++m) put_sum(d[e][m], edges[e].of_k + (j + m) * LANES<T>);
     }
 };
 
-template <typename T>
-static void second(const Table &table, const Graph &graph, const T *x, const T *y, const T *w, const T *g, const T *hx,
-                   const T *hy, const T *hw, T *x_out, T *y_out, T *w_out, T *g_out) {
+template <typename T, bool TABLE>
+static void second(const Table &table, const Graph &graph, Inputs<T> in, const T *g, Inputs<T> h, Outputs<T> of, T *g_out) {
     const int64_t C = graph.channels;
-    split<T>(table, graph, y_out, [&](int64_t c, int64_t n, T *y_own) {
+    const Order order(table, graph, sizeof(T));
+    split<T>(table, graph, of, [&](int64_t c, int64_t count, Outputs<T> own) {
         const Geometry<T> geometry(table);
-        T *const k = geometry.take(), *const h = geometry.take();
-        T *const of_k = Workspace::take<T>(table.terms * LANES<T>);
-        Rows<T> sources{x_out + c, graph.nodes, table.x_rows, C, n}, filters{w_out + c, graph.rows, table.w_rows, C, n};
-        Rows<T> targets{g_out + c, graph.nodes, table.out_rows, C, n};
-        for (int64_t e = 0; e < graph.edges; ++e) {
-            geometry.read(y + e * table.y_size, true, k);
-            geometry.read(hy + e * table.y_size, false, h);
-            const int64_t xi = graph.source[e] * table.x_rows * C + c, wi = graph.row[e] * table.w_rows * C + c;
-            Second<T> work{table, C, Next(table, graph, e), x + xi, w + wi, g + graph.target[e] * table.out_rows * C + c,
-                           hx + xi, hw + wi, k, h, sources.clear(graph.source[e]), filters.clear(graph.row[e]),
-                           targets.clear(graph.target[e]), of_k};
-            each_group<T>(table, n, work);
-            geometry.write(of_k, y_own + e * table.y_size);
+        T *const k[] = {geometry.take(), geometry.take()}, *const hk[] = {geometry.take(), geometry.take()};
+        T *const of_k[] = {geometry.take_vectors(), geometry.take_vectors()};
+        Rows<T> sources{own.x + c, graph.nodes, table.x_rows, C, count}, targets{g_out + c, graph.nodes, table.out_rows, C, count};
+        Filters<T> filters(table, graph, order, c, count, in, own, h, true, true);
+        for (const Order::Batch &batch : order.batches) {
+            filters.open(batch);
+            each_edge<TABLE>(order, batch, [&](auto edges, int64_t n) {
+                constexpr int EDGES = decltype(edges)::value;
+                using Work = Second<T, TABLE, EDGES>;
+                const auto at = filters.at(n);
+                each_group<T>(table, count, Work{table, C, at.w, at.hw, at.w_out, at.first, array<EDGES>([&](int m) -> Work::Edge {
+                    const int64_t e = order[n + m], xi = graph.source[e] * table.x_rows * C + c;
+                    geometry.read(in.y + e * table.y_size, true, k[m]);
+                    geometry.read(h.y + e * table.y_size, false, hk[m]);
+                    return {Next<TABLE>(table, graph, order, n + m), in.x + xi, g + graph.target[e] * table.out_rows * C + c,
+                            h.x + xi, k[m], hk[m], sources.clear(graph.source[e]), targets.clear(graph.target[e]), of_k[m]};
+                })});
+                for (int m = 0; own.y && m < EDGES; ++m) geometry.write(of_k[m], own.y + order[n + m] * table.y_size);
+            });
+            filters.close(batch);
         }
         sources.finish(), filters.finish(), targets.finish();
     });
@@ -304,35 +538,30 @@ static int64_t stray(const Graph &graph) {
     return -1;
 }
 
-template <typename T>
-int64_t edge_sum_forward(const Table &table, const Graph &graph, const T *x, const T *y, const T *w, T *out) {
+template <typename T> int64_t edge_sum_forward(const Table &table, const Graph &graph, Inputs<T> in, T *out) {
     const int64_t edge = stray(graph);
-    if (edge < 0) forward<T>(table, graph, x, y, w, out);
+    if (edge < 0) (graph.start ? forward<T, true> : forward<T, false>)(table, graph, in, out);
     return edge;
 }
 
 template <typename T>
-int64_t edge_sum_backward(const Table &table, const Graph &graph, const T *x, const T *y, const T *w, const T *g, T *x_out,
-                          T *y_out, T *w_out) {
+int64_t edge_sum_backward(const Table &table, const Graph &graph, Inputs<T> in, const T *g, Outputs<T> of) {
     const int64_t edge = stray(graph);
-    if (edge < 0) backward<T>(table, graph, x, y, w, g, x_out, y_out, w_out);
+    if (edge < 0) (graph.start ? backward<T, true> : backward<T, false>)(table, graph, in, g, of);
     return edge;
 }
 
 template <typename T>
-int64_t edge_sum_second(const Table &table, const Graph &graph, const T *x, const T *y, const T *w, const T *g, const T *hx,
-                        const T *hy, const T *hw, T *x_out, T *y_out, T *w_out, T *g_out) {
+int64_t edge_sum_second(const Table &table, const Graph &graph, Inputs<T> in, const T *g, Inputs<T> h, Outputs<T> of, T *g_out) {
     const int64_t edge = stray(graph);
-    if (edge < 0) second<T>(table, graph, x, y, w, g, hx, hy, hw, x_out, y_out, w_out, g_out);
+    if (edge < 0) (graph.start ? second<T, true> : second<T, false>)(table, graph, in, g, h, of, g_out);
     return edge;
 }
 
-#define EXPORT(T)                                                                                                      \
-    template int64_t edge_sum_forward<T>(const Table &, const Graph &, const T *, const T *, const T *, T *);          \
-    template int64_t edge_sum_backward<T>(const Table &, const Graph &, const T *, const T *, const T *, const T *,    \
-                                          T *, T *, T *);                                                              \
-    template int64_t edge_sum_second<T>(const Table &, const Graph &, const T *, const T *, const T *, const T *,      \
-                                        const T *, const T *, const T *, T *, T *, T *, T *);
+#define EXPORT(T)                                                                                                         \
+    template int64_t edge_sum_forward<T>(const Table &, const Graph &, Inputs<T>, T *);                                   \
+    template int64_t edge_sum_backward<T>(const Table &, const Graph &, Inputs<T>, const T *, Outputs<T>);                \
+    template int64_t edge_sum_second<T>(const Table &, const Graph &, Inputs<T>, const T *, Inputs<T>, Outputs<T>, T *);
 EXPORT(float)
 EXPORT(double)
 

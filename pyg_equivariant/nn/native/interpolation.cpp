@@ -2,14 +2,9 @@
 //
 // All three are derivatives of Q = sum_p sum_m  c[p, m]  sum_w  table[start[p] + m, w]  g[p, w].
 
-#include "kernels.h"
-#include "vectors.h"
-
-#include <algorithm>
+#include "between.h"
 
 namespace kernels {
-
-constexpr int64_t POINTS = 8;
 
 // The first row that does not find its nodes in the table, or -1.
 static int64_t stray(const Sizes &size) {
@@ -18,102 +13,51 @@ static int64_t stray(const Sizes &size) {
     return -1;
 }
 
-// Calls work.run<V, WIDE>(node, first column, rows that start there) node by node, for blocks of WIDE vectors V and then
-// for what is left over; threads divide the columns, so that no two write to the same place.
+// Calls work(node, first column, number of columns, rows that start there, their number) node by node; threads divide the
+// columns, so that no two write to the same place.
 template <typename T, typename Work> static void each_node(const Sizes &size, const Work &work) {
-    constexpr int64_t LANES = 64 / sizeof(T), WIDE = 2;
+    constexpr int64_t LANES = 64 / sizeof(T);
     const Sorted sorted(size.start, size.rows, size.nodes);
-    const int64_t blocks = size.width / (WIDE * LANES), threads = std::max<int64_t>(1, std::min(size.threads, blocks));
+    const int64_t blocks = (size.width + LANES - 1) / LANES, threads = std::max<int64_t>(1, std::min(size.threads, blocks));
 #pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
     for (int64_t thread = 0; thread < threads; ++thread) {
-        const int64_t from = thread * blocks / threads, to = (thread + 1) * blocks / threads;
+        const int64_t from = thread * blocks / threads * LANES, to = std::min((thread + 1) * blocks / threads * LANES, size.width);
         for (int64_t node = 0; node + POINTS <= size.nodes; ++node) {
-            const int64_t *first = sorted.order.data() + sorted.first[node], *last = sorted.order.data() + sorted.first[node + 1];
-            if (first == last) continue;
-            for (int64_t n = from; n < to; ++n) work.template run<Vector<T>, WIDE>(node, n * WIDE * LANES, first, last);
-            for (int64_t w = to * WIDE * LANES; to == blocks && w < size.width; ++w) work.template run<T, 1>(node, w, first, last);
+            const int64_t first = sorted.first[node], count = sorted.first[node + 1] - first;
+            if (count) work(node, from, to - from, sorted.order.data() + first, count);
         }
     }
 }
 
 // out[p] = sum_m c[p, m] table[start[p] + m]
-template <typename T> struct Read {
-    const Sizes &size;
-    const T *table, *c;
-    T *out;
-
-    template <typename V, int WIDE> void run(int64_t node, int64_t w, const int64_t *first, const int64_t *last) const {
-        constexpr int64_t LANES = sizeof(V) / sizeof(T);
-        V rows[POINTS][WIDE];
-        for (int m = 0; m < POINTS; ++m)
-            for (int i = 0; i < WIDE; ++i) rows[m][i] = load<V>(table + (node + m) * size.width + w + i * LANES);
-        for (const int64_t *p = first; p < last; ++p) {
-            const T *k = c + *p * POINTS;
-            V sum[WIDE] = {};
-            for (int m = 0; m < POINTS; ++m)
-                for (int i = 0; i < WIDE; ++i) sum[i] += k[m] * rows[m][i];
-            for (int i = 0; i < WIDE; ++i) store<V>(out + *p * size.width + w + i * LANES, sum[i]);
-        }
-    }
-};
-
 template <typename T> int64_t interpolation_read(const Sizes &size, const T *table, const T *c, T *out) {
     if (const int64_t row = stray(size); row >= 0) return row;
-    each_node<T>(size, Read<T>{size, table, c, out});
+    each_node<T>(size, [&](int64_t node, int64_t from, int64_t columns, const int64_t *rows, int64_t count) {
+        read_between<false>(table + node * size.width + from, size.width, columns, rows, count, c, out + from,
+                            [=](int64_t n) { return rows[n]; });
+    });
     return -1;
 }
 
 // out[start[p] + m] += c[p, m] g[p]
-template <typename T> struct Put {
-    const Sizes &size;
-    const T *c, *g;
-    T *out;
-
-    template <typename V, int WIDE> void run(int64_t node, int64_t w, const int64_t *first, const int64_t *last) const {
-        constexpr int64_t LANES = sizeof(V) / sizeof(T);
-        V rows[POINTS][WIDE] = {};
-        for (const int64_t *p = first; p < last; ++p) {
-            const T *k = c + *p * POINTS;
-            V from[WIDE];
-            for (int i = 0; i < WIDE; ++i) from[i] = load<V>(g + *p * size.width + w + i * LANES);
-            for (int m = 0; m < POINTS; ++m)
-                for (int i = 0; i < WIDE; ++i) rows[m][i] += k[m] * from[i];
-        }
-        for (int m = 0; m < POINTS; ++m)
-            for (int i = 0; i < WIDE; ++i) {
-                T *to = out + (node + m) * size.width + w + i * LANES;
-                store<V>(to, load<V>(to) + rows[m][i]);
-            }
-    }
-};
-
 template <typename T> int64_t interpolation_put(const Sizes &size, const T *c, const T *g, T *out) {
     if (const int64_t row = stray(size); row >= 0) return row;
-    each_node<T>(size, Put<T>{size, c, g, out});
+    each_node<T>(size, [&](int64_t node, int64_t from, int64_t columns, const int64_t *rows, int64_t count) {
+        put_between(g + from, size.width, columns, rows, count, c, out + node * size.width + from,
+                    [=](int64_t n) { return rows[n]; });
+    });
     return -1;
 }
 
-// out[p, m] = sum_w g[p, w] table[start[p] + m, w], for rows that come after each other and so share what they read.
+// out[p, m] += sum_w g[p, w] table[start[p] + m, w]; threads divide the nodes
 template <typename T> int64_t interpolation_dot(const Sizes &size, const T *g, const T *table, T *out) {
     if (const int64_t row = stray(size); row >= 0) return row;
-    using V = Vector<T>;
-    constexpr int64_t LANES = 64 / sizeof(T);
     const Sorted sorted(size.start, size.rows, size.nodes);
-    const int64_t whole = size.width / LANES * LANES;
-#pragma omp parallel for num_threads(size.threads) schedule(static) if (size.threads > 1)
-    for (int64_t n = 0; n < size.rows; ++n) {
-        const int64_t p = sorted.order[n];
-        const T *from = table + size.start[p] * size.width, *with = g + p * size.width;
-        V sum[POINTS] = {};
-        for (int64_t w = 0; w < whole; w += LANES) {
-            const V known = load<V>(with + w);
-            for (int64_t m = 0; m < POINTS; ++m) sum[m] += known * load<V>(from + m * size.width + w);
-        }
-        for (int64_t m = 0; m < POINTS; ++m) {
-            T rest = 0;
-            for (int64_t w = whole; w < size.width; ++w) rest += with[w] * from[m * size.width + w];
-            out[p * POINTS + m] = rest + sum_of_lanes<T>(reinterpret_cast<const T *>(&sum[m]));
-        }
+#pragma omp parallel for num_threads(size.threads) schedule(dynamic) if (size.threads > 1)
+    for (int64_t node = 0; node <= size.nodes - POINTS; ++node) {
+        const int64_t *rows = sorted.order.data() + sorted.first[node];
+        dot_between(g, table + node * size.width, size.width, size.width, rows, sorted.first[node + 1] - sorted.first[node], out,
+                    [=](int64_t n) { return rows[n]; });
     }
     return -1;
 }

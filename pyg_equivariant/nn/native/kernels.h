@@ -18,9 +18,26 @@ struct Table {
     const double *v;
 };
 
+// Edges, and the rows of their filters. Where there is a table these lie between its nodes: row p between POINTS of them
+// from start[p] on.
+constexpr int64_t POINTS = 8;
+
 struct Graph {
     int64_t edges, nodes, rows, channels, threads;
     const int64_t *source, *target, *row;
+    int64_t nodes_of_table;
+    const int64_t *start;  // null if there is no table
+};
+
+// Features x, geometry y, filters or a table of them w, and the coefficients c of the latter.
+template <typename T> struct Inputs {
+    const T *x, *y, *w, *c;
+    // The same from this channel on.
+    Inputs from(int64_t channel) const { return {x ? x + channel : x, y, w ? w + channel : w, c}; }
+};
+template <typename T> struct Outputs {
+    T *x, *y, *w, *c;  // null if nobody asks
+    Outputs from(int64_t channel) const { return {x ? x + channel : x, y, w ? w + channel : w, c}; }
 };
 
 struct Sizes {
@@ -49,13 +66,10 @@ struct DenseChain {
 };
 
 // see edge_sum.cpp
-template <typename T> int64_t edge_sum_forward(const Table &, const Graph &, const T *x, const T *y, const T *w, T *out);
+template <typename T> int64_t edge_sum_forward(const Table &, const Graph &, Inputs<T>, T *out);
+template <typename T> int64_t edge_sum_backward(const Table &, const Graph &, Inputs<T>, const T *g, Outputs<T>);
 template <typename T>
-int64_t edge_sum_backward(const Table &, const Graph &, const T *x, const T *y, const T *w, const T *g, T *x_out, T *y_out,
-                          T *w_out);
-template <typename T>
-int64_t edge_sum_second(const Table &, const Graph &, const T *x, const T *y, const T *w, const T *g, const T *hx,
-                        const T *hy, const T *hw, T *x_out, T *y_out, T *w_out, T *g_out);
+int64_t edge_sum_second(const Table &, const Graph &, Inputs<T>, const T *g, Inputs<T> h, Outputs<T>, T *g_out);
 
 // see interpolation.cpp
 template <typename T> int64_t interpolation_read(const Sizes &, const T *table, const T *c, T *out);

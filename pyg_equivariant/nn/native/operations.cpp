@@ -26,8 +26,12 @@ using at::Tensor;
 using kernels::DenseChain;
 using kernels::Graph;
 using kernels::Harmonics;
+using kernels::Inputs;
+using kernels::Outputs;
+using kernels::POINTS;
 using kernels::Sizes;
 using kernels::Table;
+using Optional = std::optional<Tensor>;
 
 // Calls work with a number of the tensor's type.
 template <typename Work> static auto typed(const Tensor &like, Work work) {
@@ -36,6 +40,9 @@ template <typename Work> static auto typed(const Tensor &like, Work work) {
 template <typename T> static const T *in(const Tensor &tensor) { return tensor.const_data_ptr<T>(); }
 template <typename T> static T *out(const Tensor &tensor) { return tensor.mutable_data_ptr<T>(); }
 static const int64_t *indices(const Tensor &tensor) { return tensor.const_data_ptr<int64_t>(); }
+static Tensor contiguous(const Optional &tensor) { return tensor ? tensor->contiguous() : Tensor(); }
+template <typename T> static const T *in_if(const Tensor &tensor) { return tensor.defined() ? in<T>(tensor) : nullptr; }
+template <typename T> static T *out_if(const Tensor &tensor) { return tensor.numel() ? out<T>(tensor) : nullptr; }
 static Tensor empty(const Tensor &like) { return at::empty(like.sizes(), like.options()); }
 static Tensor zeros(const Tensor &like) { return at::zeros(like.sizes(), like.options()); }
 
@@ -67,16 +74,20 @@ static const Terms &terms_of(std::string_view key) {
     return known.at(std::string(key));  // which stays where it is
 }
 
+static void check(int64_t row, int64_t nodes) {
+    TORCH_CHECK_INDEX(row < 0, "row ", row, " of an interpolation reads beyond its ", nodes, " nodes");
+}
+
 struct EdgeSum {
     const Terms &terms;
-    const Tensor x, y, w, source, target, row;
+    const Tensor x, y, w, c, source, target, row, start;
     Table table;
     Graph graph;
 
-    EdgeSum(std::string_view key, const Tensor &x, const Tensor &y, const Tensor &w, const Tensor &source,
-            const Tensor &target, const Tensor &row)
-        : terms(terms_of(key)), x(x.contiguous()), y(y.contiguous()), w(w.contiguous()), source(source.contiguous()),
-          target(target.contiguous()), row(row.contiguous()) {
+    EdgeSum(std::string_view key, const Tensor &x, const Tensor &y, const Tensor &w, const Optional &c, const Tensor &source,
+            const Tensor &target, const Tensor &row, const Optional &start)
+        : terms(terms_of(key)), x(x.contiguous()), y(y.contiguous()), w(w.contiguous()), c(contiguous(c)),
+          source(source.contiguous()), target(target.contiguous()), row(row.contiguous()), start(contiguous(start)) {
         const int64_t edges = source.size(0);
         TORCH_CHECK_VALUE(
             x.size(1) >= terms.num_x && w.size(1) >= terms.num_w && y.size(1) >= terms.num_sh && x.size(2) == w.size(2) &&
@@ -88,7 +99,23 @@ struct EdgeSum {
                  terms.a.data(), terms.f.data(), terms.first_term.data(), terms.o.data(), terms.first_entry.data(),
                  terms.b.data(), terms.v.data()};
         graph = {edges, x.size(0), w.size(0), x.size(2), at::get_num_threads(), indices(this->source),
-                 indices(this->target), indices(this->row)};
+                 indices(this->target), indices(this->row), w.size(0), nullptr};
+        if (!start) return;
+        graph.rows = start->size(0);
+        graph.start = indices(this->start);
+        for (int64_t n = 0; n < graph.rows; ++n)
+            if (graph.start[n] < 0 || graph.start[n] + POINTS > w.size(0)) ::check(n, w.size(0));
+    }
+
+    template <typename T> Inputs<T> inputs() const { return {in<T>(x), in<T>(y), in<T>(w), in_if<T>(c)}; }
+
+    // Memory for the derivatives: what nobody asks for has no numbers.
+    std::array<Tensor, 4> derivatives(bool geometry, bool filters) const {
+        const auto cleared = [](const Tensor &like, bool wanted) {
+            return wanted ? zeros(like) : at::empty({0}, like.options());
+        };
+        return {empty(x), cleared(y, geometry), !graph.start ? empty(w) : cleared(w, filters),
+                cleared(c.defined() ? c : y, c.defined() && geometry)};
     }
 
     void check(int64_t edge) const {
@@ -98,53 +125,53 @@ struct EdgeSum {
     }
 };
 
-static Tensor edge_sum_forward(std::string_view key, const Tensor &x, const Tensor &y, const Tensor &w,
-                               const Tensor &source, const Tensor &target, const Tensor &row) {
-    const EdgeSum sum(key, x, y, w, source, target, row);
+template <typename T> static Outputs<T> outputs(const std::array<Tensor, 4> &of) {
+    return {out<T>(of[0]), out_if<T>(of[1]), out_if<T>(of[2]), out_if<T>(of[3])};
+}
+
+static Tensor edge_sum_forward(std::string_view key, const Tensor &x, const Tensor &y, const Tensor &w, const Optional &c,
+                               const Tensor &source, const Tensor &target, const Tensor &row, const Optional &start) {
+    const EdgeSum sum(key, x, y, w, c, source, target, row, start);
     Tensor total = at::empty({x.size(0), sum.terms.num_out, x.size(2)}, x.options());
     sum.check(typed(x, [&](auto zero) {
         using T = decltype(zero);
-        return kernels::edge_sum_forward<T>(sum.table, sum.graph, in<T>(sum.x), in<T>(sum.y), in<T>(sum.w), out<T>(total));
+        return kernels::edge_sum_forward<T>(sum.table, sum.graph, sum.inputs<T>(), out<T>(total));
     }));
     return total;
 }
 
-static std::tuple<Tensor, Tensor, Tensor> edge_sum_backward(std::string_view key, const Tensor &x, const Tensor &y,
-                                                            const Tensor &w, const Tensor &g, const Tensor &source,
-                                                            const Tensor &target, const Tensor &row) {
-    const EdgeSum sum(key, x, y, w, source, target, row);
+static std::tuple<Tensor, Tensor, Tensor, Tensor>
+edge_sum_backward(std::string_view key, const Tensor &x, const Tensor &y, const Tensor &w, const Optional &c, const Tensor &g,
+                  const Tensor &source, const Tensor &target, const Tensor &row, const Optional &start, bool geometry,
+                  bool filters) {
+    const EdgeSum sum(key, x, y, w, c, source, target, row, start);
     const Tensor grad = g.contiguous();
-    Tensor of_x = empty(x), of_y = zeros(y), of_w = empty(w);
+    const std::array<Tensor, 4> of = sum.derivatives(geometry, filters);
     sum.check(typed(x, [&](auto zero) {
         using T = decltype(zero);
-        return kernels::edge_sum_backward<T>(sum.table, sum.graph, in<T>(sum.x), in<T>(sum.y), in<T>(sum.w), in<T>(grad),
-                                    out<T>(of_x), out<T>(of_y), out<T>(of_w));
+        return kernels::edge_sum_backward<T>(sum.table, sum.graph, sum.inputs<T>(), in<T>(grad), outputs<T>(of));
     }));
-    return {of_x, of_y, of_w};
+    return {of[0], of[1], of[2], of[3]};
 }
 
-static std::tuple<Tensor, Tensor, Tensor, Tensor>
-edge_sum_second(std::string_view key, const Tensor &x, const Tensor &y, const Tensor &w, const Tensor &g, const Tensor &hx,
-                const Tensor &hy, const Tensor &hw, const Tensor &source, const Tensor &target, const Tensor &row) {
-    const EdgeSum sum(key, x, y, w, source, target, row);
-    const Tensor grad = g.contiguous(), by_x = hx.contiguous(), by_y = hy.contiguous(), by_w = hw.contiguous();
-    Tensor of_x = empty(x), of_y = zeros(y), of_w = empty(w), of_g = empty(g);
+static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>
+edge_sum_second(std::string_view key, const Tensor &x, const Tensor &y, const Tensor &w, const Optional &c, const Tensor &g,
+                const Optional &hx, const Optional &hy, const Optional &hw, const Optional &hc, const Tensor &source,
+                const Tensor &target, const Tensor &row, const Optional &start, bool geometry, bool filters) {
+    const EdgeSum sum(key, x, y, w, c, source, target, row, start);
+    const Tensor grad = g.contiguous(), by_x = hx ? hx->contiguous() : zeros(x), by_y = hy ? hy->contiguous() : zeros(y);
+    const Tensor by_w = hw || start ? contiguous(hw) : zeros(w), by_c = contiguous(hc), of_g = empty(g);
+    const std::array<Tensor, 4> of = sum.derivatives(geometry, filters);
     sum.check(typed(x, [&](auto zero) {
         using T = decltype(zero);
-        return kernels::edge_sum_second<T>(sum.table, sum.graph, in<T>(sum.x), in<T>(sum.y), in<T>(sum.w), in<T>(grad),
-                                  in<T>(by_x), in<T>(by_y), in<T>(by_w), out<T>(of_x), out<T>(of_y), out<T>(of_w),
-                                  out<T>(of_g));
+        return kernels::edge_sum_second<T>(sum.table, sum.graph, sum.inputs<T>(), in<T>(grad),
+                                           {in<T>(by_x), in<T>(by_y), in_if<T>(by_w), in_if<T>(by_c)}, outputs<T>(of),
+                                           out<T>(of_g));
     }));
-    return {of_x, of_y, of_w, of_g};
+    return {of[0], of[1], of[2], of[3], of_g};
 }
 
 // Interpolation.
-
-constexpr int64_t POINTS = 8;
-
-static void check(int64_t row, int64_t nodes) {
-    TORCH_CHECK_INDEX(row < 0, "row ", row, " of an interpolation reads beyond its ", nodes, " nodes");
-}
 
 static Tensor interpolation_polynomials(const Tensor &place, int64_t order) {
     const Tensor from = place.contiguous();
@@ -181,7 +208,7 @@ static Tensor interpolation_put(const Tensor &c, const Tensor &g, const Tensor &
 static Tensor interpolation_dot(const Tensor &g, const Tensor &table, const Tensor &start) {
     const Tensor grad = g.contiguous(), values = table.contiguous(), first = start.contiguous();
     const Sizes size{start.size(0), table.size(0), table.size(1), at::get_num_threads(), indices(first)};
-    Tensor result = at::empty({size.rows, POINTS}, g.options());
+    Tensor result = at::zeros({size.rows, POINTS}, g.options());
     check(typed(g, [&](auto zero) {
         using T = decltype(zero);
         return kernels::interpolation_dot<T>(size, in<T>(grad), in<T>(values), out<T>(result));
@@ -320,7 +347,7 @@ struct Chain {
     int64_t columns = 0, numbers = 0;
     DenseChain chain;
 
-    Chain(int64_t rows, const Tensor &weights, const std::optional<Tensor> &packed, at::IntArrayRef widths,
+    Chain(int64_t rows, const Tensor &weights, const Optional &packed, at::IntArrayRef widths,
           at::IntArrayRef skips)
         : chain{rows, int64_t(skips.size()), at::get_num_threads(), widths.data(), skips.data()} {
         for (size_t l = 0; l < skips.size(); ++l) columns += widths[l + 1], numbers += (widths[l] + 1) * widths[l + 1];
@@ -365,7 +392,7 @@ static Tensor dense_chain_pack(const Tensor &weights, at::IntArrayRef widths) {
 }
 
 static std::tuple<Tensor, Tensor> dense_chain_forward(const Tensor &x, const Tensor &weights,
-                                                      const std::optional<Tensor> &packed, at::IntArrayRef widths,
+                                                      const Optional &packed, at::IntArrayRef widths,
                                                       at::IntArrayRef skips) {
     const Tensor from = x.contiguous(), p = weights.contiguous();
     const Chain chain(x.size(0), p, packed, widths, skips);
@@ -383,8 +410,8 @@ struct Back {
     const Chain chain;
     Tensor of_x;
 
-    Back(const Tensor &z, const Tensor &weights, const std::optional<Tensor> &packed, const std::optional<Tensor> &g,
-         const std::optional<Tensor> &h, int64_t rows, at::IntArrayRef widths, at::IntArrayRef skips)
+    Back(const Tensor &z, const Tensor &weights, const Optional &packed, const Optional &g,
+         const Optional &h, int64_t rows, at::IntArrayRef widths, at::IntArrayRef skips)
         : kept(z.contiguous()), p(weights.contiguous()), by_y(g ? g->contiguous() : Tensor()),
           by_z(h ? h->contiguous() : Tensor()), chain(rows, p, packed, widths, skips),
           of_x(at::empty({rows, chain.first()}, z.options())) {
@@ -404,8 +431,8 @@ struct Back {
 };
 
 static std::tuple<Tensor, Tensor> dense_chain_backward(const Tensor &z, const Tensor &weights,
-                                                       const std::optional<Tensor> &packed, const std::optional<Tensor> &g,
-                                                       const std::optional<Tensor> &h, int64_t rows, at::IntArrayRef widths,
+                                                       const Optional &packed, const Optional &g,
+                                                       const Optional &h, int64_t rows, at::IntArrayRef widths,
                                                        at::IntArrayRef skips) {
     const Back back(z, weights, packed, g, h, rows, widths, skips);
     Tensor of_a = empty(z);
@@ -414,7 +441,7 @@ static std::tuple<Tensor, Tensor> dense_chain_backward(const Tensor &z, const Te
 }
 
 static std::tuple<Tensor, Tensor> dense_chain_gradients(const Tensor &x, const Tensor &z, const Tensor &weights,
-                                                        const std::optional<Tensor> &g, const std::optional<Tensor> &h,
+                                                        const Optional &g, const Optional &h,
                                                         at::IntArrayRef widths, at::IntArrayRef skips) {
     const Back back(z, weights, std::nullopt, g, h, x.size(0), widths, skips);
     back.chain.check(x, back.chain.first());
@@ -574,7 +601,7 @@ template <typename T> static void put_back(const T *from, const ByElement &atoms
     }
 }
 
-static Tensor block_product(const Tensor &features, const Tensor &weight, const std::optional<Tensor> &index,
+static Tensor block_product(const Tensor &features, const Tensor &weight, const Optional &index,
                             at::IntArrayRef rows, at::IntArrayRef ins, at::IntArrayRef outs, int64_t elements,
                             bool transposed) {
     const Blocks blocks(rows, ins, outs, elements, index.has_value());
@@ -615,7 +642,7 @@ static Tensor block_product(const Tensor &features, const Tensor &weight, const 
     return y;
 }
 
-static Tensor block_outer(const Tensor &left, const Tensor &right, const std::optional<Tensor> &index, at::IntArrayRef rows,
+static Tensor block_outer(const Tensor &left, const Tensor &right, const Optional &index, at::IntArrayRef rows,
                           at::IntArrayRef ins, at::IntArrayRef outs, int64_t elements) {
     const Blocks blocks(rows, ins, outs, elements, index.has_value());
     const int64_t atoms = left.size(0);

@@ -16,6 +16,7 @@ template <typename T, typename Work> static INLINE void each_block(int64_t colum
     constexpr int64_t LANES = 64 / sizeof(T);
     int64_t i = 0;
     for (; i + 2 * LANES <= columns; i += 2 * LANES) work(blocks<T, 2>(Vector<T>()), i);
+    for (; i + LANES <= columns; i += LANES) work(blocks<T, 1>(Vector<T>()), i);
     for (; i < columns; ++i) work(blocks<T, 1>(T()), i);
 }
 

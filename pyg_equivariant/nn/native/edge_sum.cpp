@@ -6,7 +6,7 @@
 //
 // Terms with the same (a, f) form groups of at most four, for which the product x * w is computed once. Channels lie
 // next to each other in memory and are handled by vectors of 64 bytes, what is left over one by one. (k - V{} are equal
-// numbers: no operation, unlike V{} + k.) Threads divide the channels, so that no two write to the same place.
+// numbers: no operation, unlike V{} + k.)
 //
 // The filters may lie between the nodes of a table, w[p] = sum_m c[p, m] table[start[p] + m]: then they are computed
 // where an edge needs them, and so are their derivatives, which go to c and table at once.
@@ -90,7 +90,7 @@ public:
 class Order {
     static constexpr int64_t CACHE = 1 << 20;  // bytes
     const int64_t edges;
-    std::vector<int64_t> order;  // as it is if there is none
+    std::vector<int64_t> order;  // as they are if there is none
 
 public:
     static constexpr int64_t ROWS = 16;  // of a batch at most
@@ -98,35 +98,44 @@ public:
         int64_t first_edge, last_edge, first_row, last_row;
     };
     std::vector<Batch> batches;
-    std::vector<int64_t> rows, place;  // of each batch, one after the other; and of each edge among them
+    std::vector<int64_t> rows, place;      // of each batch, one after the other; and of each edge among them
+    int64_t most;                          // atoms of a block
+    std::vector<int64_t> first_batch = {0};  // of each block
 
     Order(const Table &table, const Graph &graph, int64_t bytes) : edges(graph.edges) {
         if (!graph.start) {
             batches.push_back({0, edges, 0, 0});
             return;
         }
-        const Sorted sorted(graph.start, graph.rows, graph.nodes_of_table);
-        std::vector<int64_t> key(std::max(graph.rows, edges));
-        for (int64_t n = 0; n < graph.rows; ++n) key[sorted.order[n]] = n;
-        place.resize(edges);
-        for (int64_t e = 0; e < edges; ++e) place[e] = key[graph.row[e]];
-        order = Sorted(place.data(), edges, graph.rows).order;
-        const int64_t most = std::max<int64_t>(1, CACHE / ((table.x_rows + table.out_rows) * graph.channels * bytes));
-        if (graph.nodes > most) {
-            for (int64_t n = 0; n < edges; ++n) key[n] = graph.target[order[n]] / most;
-            const Sorted blocks(key.data(), edges, (graph.nodes + most - 1) / most);
-            for (int64_t n = 0; n < edges; ++n) key[n] = order[blocks.order[n]];
-            order.assign(key.begin(), key.begin() + edges);
-        }
-        for (int64_t n = 0; n < edges; ++n) {
-            const int64_t row = graph.row[order[n]], size = rows.size();
-            if (n == 0 || rows.back() != row) {
-                if (n == 0 || graph.start[rows.back()] != graph.start[row] || size - batches.back().first_row == ROWS)
-                    batches.push_back({n, n, size, size});
-                rows.push_back(row);
+        most = std::min(CACHE / ((table.x_rows + table.out_rows) * graph.channels * bytes), (graph.nodes - 1) / graph.threads + 1);
+        most = std::max<int64_t>(1, most);
+        std::vector<int64_t> block(edges), known(graph.rows);
+        for (int64_t e = 0; e < edges; ++e) block[e] = graph.target[e] / most;
+        const Sorted blocks(block.data(), edges, (graph.nodes + most - 1) / most);
+        for (size_t b = 0; b + 2 < blocks.first.size(); ++b) {
+            const int64_t *const first = blocks.order.data() + blocks.first[b], count = blocks.first[b + 1] - blocks.first[b];
+            std::vector<int64_t> own, start, of(count);  // rows of the block and where they begin, and which an edge has
+            for (int64_t n = 0; n < count; ++n) {
+                const int64_t row = graph.row[first[n]];
+                if (known[row] >= int64_t(own.size()) || own[known[row]] != row) {
+                    known[row] = own.size();
+                    own.push_back(row), start.push_back(graph.start[row]);
+                }
+                of[n] = known[row];
             }
-            batches.back().last_edge = n + 1, batches.back().last_row = rows.size();
-            place[n] = rows.size() - 1 - batches.back().first_row;
+            const Sorted by_node(start.data(), own.size(), graph.nodes_of_table), by_row(of.data(), count, own.size());
+            for (size_t n = 0; n < own.size(); ++n) {
+                const int64_t row = by_node.order[n], edge = order.size(), size = rows.size();
+                if (n == 0 || start[row] != start[by_node.order[n - 1]] || size - batches.back().first_row == ROWS)
+                    batches.push_back({edge, edge, size, size});
+                rows.push_back(own[row]);
+                for (int64_t m = by_row.first[row]; m < by_row.first[row + 1]; ++m) {
+                    order.push_back(first[by_row.order[m]]);
+                    place.push_back(size - batches.back().first_row);
+                }
+                batches.back().last_edge = order.size(), batches.back().last_row = rows.size();
+            }
+            first_batch.push_back(batches.size());
         }
     }
     // An edge, or the last one if there are fewer.
@@ -163,24 +172,44 @@ template <typename T, typename V> static void put_sum(V sum, T *to) {
     else store(to, sum);
 }
 
-// Runs work(first channel, number of channels, its own sums) on every thread and adds up those that are over channels.
-template <typename T, typename Work> static void split(const Table &table, const Graph &graph, Outputs<T> of, Work work) {
-    const int64_t block = LANES<T>, blocks = (graph.channels + block - 1) / block;
-    const int64_t threads = std::min(graph.threads, blocks);
-    const int64_t y_size = of.y ? graph.edges * table.y_size : 0, c_size = of.c ? graph.rows * POINTS : 0;
-    std::vector<T> extra((threads - 1) * (y_size + c_size));
+// What a thread does: some of the channels of all batches, or all of those of some batches, whose targets are its own.
+struct Share {
+    int64_t channel, channels, first_batch, last_batch, first_target, last_target;
+};
+
+// Runs work(share, its own sums) on every thread and adds these up.
+template <typename T, typename Work>
+static void split(const Table &table, const Graph &graph, const Order &order, Outputs<T> of, const Work &work) {
+    const int64_t blocks = graph.start ? order.first_batch.size() - 1 : (graph.channels + LANES<T> - 1) / LANES<T>;
+    const int64_t threads = std::min(graph.threads, blocks), C = graph.channels;
+    // what several threads add to: if channels are divided what is summed over them, else what edges to several atoms share
+    const bool of_batches = graph.start;
+    const std::pair<T *Outputs<T>::*, int64_t> shared[] = {
+        {&Outputs<T>::x, of.x && of_batches ? graph.nodes * table.x_rows * C : 0},
+        {&Outputs<T>::y, of.y && !of_batches ? graph.edges * table.y_size : 0},
+        {&Outputs<T>::w, of.w && of_batches ? graph.nodes_of_table * table.w_rows * C : 0},
+        {&Outputs<T>::c, of.c && of_batches ? graph.rows * POINTS : 0},
+    };
+    int64_t size = 0;
+    for (const auto &[_, numbers] : shared) size += numbers;
+    std::vector<T> extra(std::max<int64_t>(0, threads - 1) * size);
 #pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
     for (int64_t n = 0; n < threads; ++n) {
-        const int64_t from = n * blocks / threads * block, to = (n + 1) * blocks / threads * block;
+        const int64_t from = n * blocks / threads, to = (n + 1) * blocks / threads;
         Outputs<T> own = of;
-        if (n && of.y) own.y = extra.data() + (n - 1) * y_size;
-        if (n && of.c) own.c = extra.data() + (threads - 1) * y_size + (n - 1) * c_size;
-        work(from, std::min(to, graph.channels) - from, own);
+        T *next = extra.data() + (n - 1) * size;
+        for (const auto &[place, numbers] : shared)
+            if (n && numbers) own.*place = next, next += numbers;
+        if (of_batches)
+            work(Share{0, C, order.first_batch[from], order.first_batch[to], from * order.most, std::min(to * order.most, graph.nodes)},
+                 own);
+        else
+            work(Share{from * LANES<T>, std::min(to * LANES<T>, C) - from * LANES<T>, 0, 1, 0, graph.nodes}, own);
     }
-    for (int64_t n = 0; n < threads - 1; ++n) {
-        for (int64_t i = 0; i < y_size; ++i) of.y[i] += extra[n * y_size + i];
-        for (int64_t i = 0; i < c_size; ++i) of.c[i] += extra[(threads - 1) * y_size + n * c_size + i];
-    }
+    const T *next = extra.data();
+    for (int64_t n = 1; n < threads; ++n)
+        for (const auto &[place, numbers] : shared)
+            for (int64_t i = 0; i < numbers; ++i) (of.*place)[i] += *next++;
 }
 
 // Calls work.run<V, TERMS>(group, first term, from, to) for each group: V is a vector, then a number for the rest.
@@ -202,46 +231,40 @@ template <typename T, typename Work> static void each_group(const Table &table, 
     }
 }
 
-// Rows that are summed up: cleared when they are first written, while they are at hand, and those left over.
+// Rows that are summed up, from the first one to the last: cleared when they are first written, while they are at hand, and
+// those left over.
 template <typename T> class Rows {
     T *const out;
-    const int64_t rows, size, channels, count;
-    std::vector<char> seen = std::vector<char>(rows);
+    const int64_t first, last, size, channels, count;
+    std::vector<char> seen = std::vector<char>(last - first);
 
 public:
-    Rows(T *out, int64_t rows, int64_t size, int64_t channels, int64_t count)
-        : out(out), rows(rows), size(size), channels(channels), count(count) {}
+    Rows(T *out, int64_t first, int64_t last, int64_t size, int64_t channels, int64_t count)
+        : out(out), first(first), last(last), size(size), channels(channels), count(count) {}
     T *clear(int64_t row) {
         T *to = out + row * size * channels;
-        if (!seen[row])
+        if (!seen[row - first])
             for (int64_t f = 0; f < size; ++f) std::memset(to + f * channels, 0, count * sizeof(T));
-        seen[row] = 1;
+        seen[row - first] = 1;
         return to;
     }
     void finish() {
-        for (int64_t row = 0; row < rows; ++row) clear(row);
+        for (int64_t row = first; row < last; ++row) clear(row);
     }
 };
 
-// The filters of a batch of edges, for the n channels from the first on, and what their derivatives add up to.
+// The filters of a batch of edges, and what their derivatives add up to.
 template <typename T> class Filters {
     const Graph &graph;
     const Order &order;
     const Inputs<T> in, h;
     const Outputs<T> of;
-    const int64_t size, pieces, length;  // of a row, and of what of it is at hand
+    const int64_t size;  // of a row
     const Workspace workspace;
     T *const w, *const hw, *const w_out, *const first;  // of the batch, if there is a table
-    Rows<T> rows;
+    Rows<T> rows;                                       // if there is none
 
     T *take(bool needed) const { return needed && graph.start ? Workspace::take<T>(Order::ROWS * size) : nullptr; }
-
-    // Calls work(where the columns of the first node and those of the batch begin, the batch's rows, their number).
-    template <typename Work> void each_piece(const Order::Batch &batch, const Work &work) const {
-        const int64_t *const rows = order.rows.data() + batch.first_row;
-        for (int64_t f = 0; f < pieces; ++f)
-            work(graph.start[*rows] * size + f * graph.channels, f * graph.channels, rows, batch.last_row - batch.first_row);
-    }
     static constexpr auto AS_THEY_ARE = [](int64_t n) { return n; };
 
 public:
@@ -251,25 +274,23 @@ public:
         T *w_out, *first;
     };
 
-    Filters(const Table &table, const Graph &graph, const Order &order, int64_t c, int64_t n, Inputs<T> in, Outputs<T> of = {},
+    Filters(const Table &table, const Graph &graph, const Order &order, const Share &share, Inputs<T> in, Outputs<T> of = {},
             Inputs<T> h = {}, bool back = false, bool second = false)
-        : graph(graph), order(order), in(in.from(c)), h(h.from(c)), of(of.from(c)), size(table.w_rows * graph.channels),
-          pieces(n == graph.channels ? 1 : table.w_rows), length(n == graph.channels ? size : n), w(take(true)),
-          hw(take(second)), w_out(take(back)), first(take(second)),
-          rows(this->of.w, graph.rows, table.w_rows, graph.channels, n) {}
+        : graph(graph), order(order), in(in.from(share.channel)), h(h.from(share.channel)), of(of.from(share.channel)),
+          size(table.w_rows * graph.channels), w(take(true)), hw(take(second)), w_out(take(back)), first(take(second)),
+          rows(this->of.w, 0, graph.start ? 0 : graph.rows, table.w_rows, graph.channels, share.channels) {}
 
     void open(const Order::Batch &batch) const {
         if (!graph.start) return;
-        each_piece(batch, [&](int64_t from, int64_t to, const int64_t *row, int64_t count) {
-            read_between<false>(in.w + from, size, length, row, count, in.c, w + to, AS_THEY_ARE);
-            if (!hw) return;
-            if (h.c) read_between<false>(in.w + from, size, length, row, count, h.c, hw + to, AS_THEY_ARE);
-            if (h.w && h.c) read_between<true>(h.w + from, size, length, row, count, in.c, hw + to, AS_THEY_ARE);
-            if (h.w && !h.c) read_between<false>(h.w + from, size, length, row, count, in.c, hw + to, AS_THEY_ARE);
-        });
-        const int64_t count = (batch.last_row - batch.first_row) * size;
+        const int64_t *const row = order.rows.data() + batch.first_row, count = batch.last_row - batch.first_row;
+        const int64_t at = graph.start[*row] * size;
+        read_between<false>(in.w + at, size, size, row, count, in.c, w, AS_THEY_ARE);
         for (T *clear : {w_out, first, h.w || h.c ? nullptr : hw})
-            if (clear) std::fill_n(clear, count, T(0));
+            if (clear) std::fill_n(clear, count * size, T(0));
+        if (!hw) return;
+        if (h.c) read_between<false>(in.w + at, size, size, row, count, h.c, hw, AS_THEY_ARE);
+        if (h.w && h.c) read_between<true>(h.w + at, size, size, row, count, in.c, hw, AS_THEY_ARE);
+        if (h.w && !h.c) read_between<false>(h.w + at, size, size, row, count, in.c, hw, AS_THEY_ARE);
     }
     At at(int64_t n) {
         if (graph.start) {
@@ -281,12 +302,12 @@ public:
     }
     void close(const Order::Batch &batch) const {
         if (!graph.start) return;
-        each_piece(batch, [&](int64_t at, int64_t from, const int64_t *row, int64_t count) {
-            if (of.c) dot_between(w_out + from, in.w + at, size, length, row, count, of.c, AS_THEY_ARE);
-            if (of.w) put_between(w_out + from, size, length, row, count, in.c, of.w + at, AS_THEY_ARE);
-            if (of.c && h.w) dot_between(first + from, h.w + at, size, length, row, count, of.c, AS_THEY_ARE);
-            if (of.w && h.c) put_between(first + from, size, length, row, count, h.c, of.w + at, AS_THEY_ARE);
-        });
+        const int64_t *const row = order.rows.data() + batch.first_row, count = batch.last_row - batch.first_row;
+        const int64_t at = graph.start[*row] * size;
+        if (of.c) dot_between(w_out, in.w + at, size, size, row, count, of.c, AS_THEY_ARE);
+        if (of.w) put_between(w_out, size, size, row, count, in.c, of.w + at, AS_THEY_ARE);
+        if (of.c && h.w) dot_between(first, h.w + at, size, size, row, count, of.c, AS_THEY_ARE);
+        if (of.w && h.c) put_between(first, size, size, row, count, h.c, of.w + at, AS_THEY_ARE);
     }
     void finish() {
         if (!graph.start && of.w) rows.finish();
@@ -344,12 +365,14 @@ template <typename T, bool TABLE>
 static void forward(const Table &table, const Graph &graph, Inputs<T> in, T *out) {
     const int64_t C = graph.channels;
     const Order order(table, graph, sizeof(T));
-    split<T>(table, graph, {}, [&](int64_t c, int64_t count, Outputs<T>) {
+    split<T>(table, graph, order, {}, [&](const Share &share, Outputs<T>) {
+        const int64_t c = share.channel, count = share.channels;
         const Geometry<T> geometry(table);
         T *const k[] = {geometry.take(), geometry.take()};
-        Rows<T> atoms{out + c, graph.nodes, table.out_rows, C, count};
-        Filters<T> filters(table, graph, order, c, count, in);
-        for (const Order::Batch &batch : order.batches) {
+        Rows<T> atoms{out + c, share.first_target, share.last_target, table.out_rows, C, count};
+        Filters<T> filters(table, graph, order, share, in);
+        for (int64_t b = share.first_batch; b < share.last_batch; ++b) {
+            const Order::Batch &batch = order.batches[b];
             filters.open(batch);
             each_edge<TABLE>(order, batch, [&](auto edges, int64_t n) {
                 constexpr int EDGES = decltype(edges)::value;
@@ -418,12 +441,14 @@ template <typename T, bool TABLE>
 static void backward(const Table &table, const Graph &graph, Inputs<T> in, const T *g, Outputs<T> of) {
     const int64_t C = graph.channels;
     const Order order(table, graph, sizeof(T));
-    split<T>(table, graph, of, [&](int64_t c, int64_t count, Outputs<T> own) {
+    split<T>(table, graph, order, of, [&](const Share &share, Outputs<T> own) {
+        const int64_t c = share.channel, count = share.channels;
         const Geometry<T> geometry(table);
         T *const k[] = {geometry.take(), geometry.take()}, *const of_k[] = {geometry.take_vectors(), geometry.take_vectors()};
-        Rows<T> atoms{own.x + c, graph.nodes, table.x_rows, C, count};
-        Filters<T> filters(table, graph, order, c, count, in, own, {}, true);
-        for (const Order::Batch &batch : order.batches) {
+        Rows<T> atoms{own.x + c, 0, graph.nodes, table.x_rows, C, count};
+        Filters<T> filters(table, graph, order, share, in, own, {}, true);
+        for (int64_t b = share.first_batch; b < share.last_batch; ++b) {
+            const Order::Batch &batch = order.batches[b];
             filters.open(batch);
             each_edge<TABLE>(order, batch, [&](auto edges, int64_t n) {
                 constexpr int EDGES = decltype(edges)::value;
@@ -501,13 +526,16 @@ template <typename T, bool TABLE>
 static void second(const Table &table, const Graph &graph, Inputs<T> in, const T *g, Inputs<T> h, Outputs<T> of, T *g_out) {
     const int64_t C = graph.channels;
     const Order order(table, graph, sizeof(T));
-    split<T>(table, graph, of, [&](int64_t c, int64_t count, Outputs<T> own) {
+    split<T>(table, graph, order, of, [&](const Share &share, Outputs<T> own) {
+        const int64_t c = share.channel, count = share.channels;
         const Geometry<T> geometry(table);
         T *const k[] = {geometry.take(), geometry.take()}, *const hk[] = {geometry.take(), geometry.take()};
         T *const of_k[] = {geometry.take_vectors(), geometry.take_vectors()};
-        Rows<T> sources{own.x + c, graph.nodes, table.x_rows, C, count}, targets{g_out + c, graph.nodes, table.out_rows, C, count};
-        Filters<T> filters(table, graph, order, c, count, in, own, h, true, true);
-        for (const Order::Batch &batch : order.batches) {
+        Rows<T> sources{own.x + c, 0, graph.nodes, table.x_rows, C, count};
+        Rows<T> targets{g_out + c, share.first_target, share.last_target, table.out_rows, C, count};
+        Filters<T> filters(table, graph, order, share, in, own, h, true, true);
+        for (int64_t b = share.first_batch; b < share.last_batch; ++b) {
+            const Order::Batch &batch = order.batches[b];
             filters.open(batch);
             each_edge<TABLE>(order, batch, [&](auto edges, int64_t n) {
                 constexpr int EDGES = decltype(edges)::value;

@@ -12,6 +12,7 @@ from pyg_equivariant.nn.cutoff import Cutoff, PolynomialCutoff
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.filter import RadialFilter
 from pyg_equivariant.nn.geometry import safe_norm
+from pyg_equivariant.nn.interpolation import Interpolation, RadialNodes, tabulate_filter
 from pyg_equivariant.nn.linear import DegreeLinear, ElementLinear
 from pyg_equivariant.nn.pairs import find_pairs
 from pyg_equivariant.nn.radial import BesselBasis, RadialBasis
@@ -88,6 +89,7 @@ class MACEConv(TensorProductConv):
         edge_rbf: Float[Tensor, "R K"],
         edge_sh: Float[Tensor, "E M2"],
         pair: Int[Tensor, " E"] | None = None,
+        table: Interpolation | None = None,
     ) -> Float[Tensor, "N 1 L C"]:
         """Updated features.
 
@@ -95,12 +97,13 @@ class MACEConv(TensorProductConv):
             x: Features of the atoms.
             z: Atomic numbers.
             edge_index: Row 0 the source j, row 1 the target i.
-            edge_rbf: Radial basis times envelope.
+            edge_rbf: Radial basis times envelope; of the edges, or of the nodes of ``table``.
             edge_sh: Harmonics of ``r_j − r_i``, component-normalised.
             pair: Which row of ``edge_rbf`` an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own if not given.
+            table: How the filters between nodes follow, see :mod:`~pyg_equivariant.nn.interpolation`.
         """
         sent = self.linear_in(x).transpose(1, 2).contiguous()
-        received = self.message_and_aggregate(edge_index, sent, edge_sh, self.filter(edge_rbf), pair)
+        received = self.message_and_aggregate(edge_index, sent, edge_sh, self.filter(edge_rbf), pair, table)
         density, _ = self.linear_sum(received / self.avg_num_neighbors)
         return self.update_features(x, density, z)
 
@@ -193,6 +196,7 @@ class MACE(Representation):
         self.lmax_sh = lmax_sh
         self.embedding = AtomEmbedding(channels)
         self.radial = radial or BesselBasis(8, cutoff)
+        self.nodes = RadialNodes(cutoff, max(32, self.radial.num_basis))  # four layers make steep filters of few waves
         self.envelope = envelope or PolynomialCutoff(cutoff, p=5)
         self.layers = nn.ModuleList(
             (MACEConv if index else self.first)(
@@ -217,14 +221,26 @@ class MACE(Representation):
         """See :meth:`Representation.forward`."""
         pairs = find_pairs(edge_index, edge_vec)
         length = safe_norm(edge_vec.index_select(0, pairs.first))
-        edge_rbf = stored(self.radial(length) * self.envelope(length).unsqueeze(-1))
+        nodes, table = self.nodes(length, edge_index.shape[1])
+        edge_rbf = stored(self._basis(nodes))
         edge_sh = spherical_harmonics(edge_vec, self.lmax_sh)
         x: Tensor = self.embedding(z)[:, None, None]
         outcome = []
         for layer in self.layers:
-            x = layer(x, z, edge_index, edge_rbf, edge_sh, pairs.of)
+            x = layer(x, z, edge_index, edge_rbf, edge_sh, pairs.of, table)
             outcome.append(x[:, :, : num_components(self.lmax)])
         return torch.cat(outcome, dim=3)
+
+    def tabulate(self) -> None:
+        """See :meth:`Representation.tabulate`."""
+        nodes = self.nodes.fix(self.embedding.weight)
+        if nodes is not None:
+            for layer in self.layers:
+                tabulate_filter(layer, self._basis(nodes))
+
+    def _basis(self, length: Float[Tensor, " R"]) -> Float[Tensor, "R K"]:
+        basis: Tensor = self.radial(length) * self.envelope(length).unsqueeze(-1)
+        return basis
 
 
 class ResidualMACE(MACE):

@@ -14,6 +14,7 @@ from pyg_equivariant.nn.cutoff import CosineCutoff, Cutoff
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.filter import RadialFilter
 from pyg_equivariant.nn.geometry import safe_norm
+from pyg_equivariant.nn.interpolation import Interpolation, RadialNodes, tabulate_filter
 from pyg_equivariant.nn.loops import with_loops
 from pyg_equivariant.nn.pairs import find_pairs
 from pyg_equivariant.nn.radial import EnvelopedBasis, GaussianBasis, RadialBasis
@@ -109,17 +110,20 @@ class TensorFieldConv(TensorProductConv):
         edge_rbf: Float[Tensor, "R K"],
         edge_sh: Float[Tensor, "E M2"],
         pair: Int[Tensor, " E"] | None = None,
+        table: Interpolation | None = None,
     ) -> Float[Tensor, "N 1 M3 D"]:
         """New features.
 
         Args:
             x: Features of the atoms.
             edge_index: Row 0 the source j, row 1 the target i.
-            edge_rbf: Radial basis times envelope.
+            edge_rbf: Radial basis times envelope; of the edges, or of the nodes of ``table``.
             edge_sh: Harmonics of ``r_j − r_i``, component-normalised.
             pair: Which row of ``edge_rbf`` an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own if not given.
+            table: How the filters between nodes follow, see :mod:`~pyg_equivariant.nn.interpolation`.
         """
-        received = self.message_and_aggregate(edge_index, x.transpose(1, 2), edge_sh, self.filter(edge_rbf), pair)
+        weight = self.filter(edge_rbf)
+        received = self.message_and_aggregate(edge_index, x.transpose(1, 2), edge_sh, weight, pair, table)
         y: Tensor = self.self_interaction(received * self.avg_num_neighbors.rsqrt())[0]
         return y
 
@@ -159,6 +163,7 @@ class TensorFieldNetwork(Representation):
         super().__init__(channels, cutoff, lmax=lmax)
         self.embedding = AtomEmbedding(channels)
         self.radial = EnvelopedBasis(radial or GaussianBasis(20, cutoff), envelope or CosineCutoff(cutoff))
+        self.nodes = RadialNodes(cutoff, self.radial.num_basis)
         self.convs = nn.ModuleList(
             TensorFieldConv(
                 channels,
@@ -183,10 +188,18 @@ class TensorFieldNetwork(Representation):
         # the sum over neighbours includes the atom itself
         edge_index, edge_vec = with_loops(edge_index, edge_vec, z.shape[0])
         pairs = find_pairs(edge_index, edge_vec)
-        edge_rbf = stored(self.radial(safe_norm(edge_vec.index_select(0, pairs.first))))
+        nodes, table = self.nodes(safe_norm(edge_vec.index_select(0, pairs.first)), edge_index.shape[1])
+        edge_rbf = stored(self.radial(nodes))
         edge_sh = spherical_harmonics(edge_vec, self.lmax)
         x: Tensor = self.embedding(z)[:, None, None]
         for conv, activation in zip(self.convs, self.activations, strict=True):
-            x = activation(conv(x, edge_index, edge_rbf, edge_sh, pairs.of))
+            x = activation(conv(x, edge_index, edge_rbf, edge_sh, pairs.of, table))
         lengths = self.lengths(degree_norms(x, self.lmax).flatten(1))[:, None, None]
         return torch.cat([x[:, :, :1] + lengths, x[:, :, 1:]], 2)
+
+    def tabulate(self) -> None:
+        """See :meth:`Representation.tabulate`."""
+        nodes = self.nodes.fix(self.embedding.weight)
+        if nodes is not None:
+            for conv in self.convs:
+                tabulate_filter(conv, self.radial(nodes))

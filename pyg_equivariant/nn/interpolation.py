@@ -113,11 +113,11 @@ class Table(nn.Module):
 
     values: Tensor
 
-    def __init__(self, values: Float[Tensor, "R W"]) -> None:
+    def __init__(self, values: Float[Tensor, "R *W"]) -> None:
         super().__init__()
         self.register_buffer("values", values.detach())
 
-    def forward(self, *inputs: Tensor) -> Float[Tensor, "R W"]:
+    def forward(self, *inputs: Tensor) -> Float[Tensor, "R *W"]:
         """The filters, whatever the inputs are: there are none at no nodes."""
         return self.values
 

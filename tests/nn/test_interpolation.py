@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from pyg_equivariant.data import RadiusGraph
-from pyg_equivariant.models import EquivariantTransformer, NequIP, PaiNN, SchNet, TensorNet
+from pyg_equivariant.models import (
+    MACE,
+    EquivariantTransformer,
+    NequIP,
+    PaiNN,
+    SchNet,
+    TensorFieldNetwork,
+    TensorNet,
+)
 from pyg_equivariant.models.base import Representation
 from pyg_equivariant.nn import interpolation
 from pyg_equivariant.nn.cutoff import PolynomialCutoff
@@ -162,6 +170,8 @@ MODELS = [
     EquivariantTransformer(16, 2, num_heads=4, cutoff=4.0),
     SchNet(16, 2, cutoff=4.0),
     NequIP(8, 2, lmax=1, lmax_out=0, cutoff=4.0, elements=[1, 6, 7, 8]),
+    MACE(8, 2, lmax=1, lmax_sh=2, lmax_out=0, cutoff=4.0, elements=[1, 6, 7, 8], avg_num_neighbors=10.0),
+    TensorFieldNetwork(8, 2, lmax=1, cutoff=4.0),
 ]
 
 

@@ -19,6 +19,9 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <deque>
+#include <memory>
+#include <mutex>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -89,8 +92,18 @@ public:
 // edges of a row follow each other, among those to as many atoms as the processor's cache may hold.
 class Order {
     static constexpr int64_t CACHE = 1 << 20;  // bytes
+    static constexpr size_t KEPT = 2;          // a first layer's and that of the others
     const int64_t edges;
-    std::vector<int64_t> order;  // as they are if there is none
+    std::vector<int64_t> order;                      // as they are if there is none
+    const std::vector<int64_t> target, row, starts;  // what it was made of
+
+    bool fits(const Graph &graph, int64_t most) const {
+        const auto same = [](const std::vector<int64_t> &known, const int64_t *numbers, int64_t size) {
+            return int64_t(known.size()) == size && std::equal(known.begin(), known.end(), numbers);
+        };
+        return most == this->most && same(target, graph.target, graph.edges) && same(row, graph.row, graph.edges) &&
+               same(starts, graph.start, graph.rows);
+    }
 
 public:
     static constexpr int64_t ROWS = 16;  // of a batch at most
@@ -98,17 +111,34 @@ public:
         int64_t first_edge, last_edge, first_row, last_row;
     };
     std::vector<Batch> batches;
-    std::vector<int64_t> rows, place;      // of each batch, one after the other; and of each edge among them
-    int64_t most;                          // atoms of a block
+    std::vector<int64_t> rows, place;        // of each batch, one after the other; and of each edge among them
+    const int64_t most;                      // atoms of a block
     std::vector<int64_t> first_batch = {0};  // of each block
 
-    Order(const Table &table, const Graph &graph, int64_t bytes) : edges(graph.edges) {
-        if (!graph.start) {
-            batches.push_back({0, edges, 0, 0});
-            return;
-        }
-        most = std::min(CACHE / ((table.x_rows + table.out_rows) * graph.channels * bytes), (graph.nodes - 1) / graph.threads + 1);
-        most = std::max<int64_t>(1, most);
+    // That of a graph: a model asks in every layer, so that the last ones are kept.
+    static std::shared_ptr<const Order> of(const Table &table, const Graph &graph, int64_t bytes) {
+        if (!graph.start) return std::make_shared<const Order>(graph);
+        static std::mutex mutex;
+        static std::deque<std::shared_ptr<const Order>> known;
+        const int64_t held = CACHE / ((table.x_rows + table.out_rows) * graph.channels * bytes);
+        const int64_t most = std::max<int64_t>(1, std::min(held, (graph.nodes - 1) / graph.threads + 1));
+        const auto find = [&]() -> std::shared_ptr<const Order> {
+            const std::lock_guard<std::mutex> lock(mutex);
+            const auto found = std::find_if(known.begin(), known.end(), [&](const auto &each) { return each->fits(graph, most); });
+            return found == known.end() ? nullptr : *found;
+        };
+        if (const auto found = find()) return found;
+        const auto made = std::make_shared<const Order>(graph, most);
+        const std::lock_guard<std::mutex> lock(mutex);
+        known.push_front(made);
+        if (known.size() > KEPT) known.pop_back();
+        return made;
+    }
+
+    explicit Order(const Graph &graph) : edges(graph.edges), most(graph.nodes) { batches.push_back({0, edges, 0, 0}); }
+    Order(const Graph &graph, int64_t most)
+        : edges(graph.edges), target(graph.target, graph.target + edges), row(graph.row, graph.row + edges),
+          starts(graph.start, graph.start + graph.rows), most(most) {
         std::vector<int64_t> block(edges), known(graph.rows);
         for (int64_t e = 0; e < edges; ++e) block[e] = graph.target[e] / most;
         const Sorted blocks(block.data(), edges, (graph.nodes + most - 1) / most);
@@ -364,7 +394,8 @@ template <typename T, bool TABLE, int EDGES> struct Forward {
 template <typename T, bool TABLE>
 static void forward(const Table &table, const Graph &graph, Inputs<T> in, T *out) {
     const int64_t C = graph.channels;
-    const Order order(table, graph, sizeof(T));
+    const auto kept = Order::of(table, graph, sizeof(T));
+    const Order &order = *kept;
     split<T>(table, graph, order, {}, [&](const Share &share, Outputs<T>) {
         const int64_t c = share.channel, count = share.channels;
         const Geometry<T> geometry(table);
@@ -440,7 +471,8 @@ template <typename T, bool TABLE, int EDGES> struct Backward {
 template <typename T, bool TABLE>
 static void backward(const Table &table, const Graph &graph, Inputs<T> in, const T *g, Outputs<T> of) {
     const int64_t C = graph.channels;
-    const Order order(table, graph, sizeof(T));
+    const auto kept = Order::of(table, graph, sizeof(T));
+    const Order &order = *kept;
     split<T>(table, graph, order, of, [&](const Share &share, Outputs<T> own) {
         const int64_t c = share.channel, count = share.channels;
         const Geometry<T> geometry(table);
@@ -525,7 +557,8 @@ template <typename T, bool TABLE, int EDGES> struct Second {
 template <typename T, bool TABLE>
 static void second(const Table &table, const Graph &graph, Inputs<T> in, const T *g, Inputs<T> h, Outputs<T> of, T *g_out) {
     const int64_t C = graph.channels;
-    const Order order(table, graph, sizeof(T));
+    const auto kept = Order::of(table, graph, sizeof(T));
+    const Order &order = *kept;
     split<T>(table, graph, order, of, [&](const Share &share, Outputs<T> own) {
         const int64_t c = share.channel, count = share.channels;
         const Geometry<T> geometry(table);

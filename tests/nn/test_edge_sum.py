@@ -102,6 +102,37 @@ def test_more_atoms_than_the_cache_holds(threads: int, derivatives: Callable) ->
         assert torch.allclose(a, b, rtol=1e-9, atol=1e-9), number
 
 
+def test_every_graph_has_its_own_order() -> None:
+    """Which is kept for the next layer: graphs of the same sizes, one after the other and each again."""
+    total = EdgeSum(TERMS, 6)
+    x, y, _ = arguments(8)
+    table, coefficient, start = between_nodes(12, 10, 8)
+    generator = torch.Generator().manual_seed(5)
+    graphs = [
+        (torch.randint(0, 6, (2, 20), generator=generator), torch.randint(0, 12, (20,), generator=generator), begin)
+        for begin in (start, start.flip(0), start)
+    ]
+    for edge_index, row, begin in [*graphs, *graphs[::-1], graphs[1]]:
+        known = Interpolation(coefficient, begin)
+        expected = total(x, y, interpolate(table, known), edge_index, row)
+        assert torch.allclose(total(x, y, table, edge_index, row, known), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("sizes", [(0, 0, 8), (6, 0, 8), (6, 20, 0)])
+def test_nothing_to_sum(sizes: tuple[int, int, int], derivatives: Callable) -> None:
+    """No atoms, no edges or no channels."""
+    atoms, edges, channels = sizes
+    edge_index, row = graph()[0][:, :edges], graph()[1][:edges]
+    table, coefficient, start = between_nodes(12, 10, channels)
+    x, y = arguments(channels)[0][:atoms].detach().requires_grad_(), torch.ones(edges, 3).double().requires_grad_()
+    total = EdgeSum(TERMS, 6)
+    everything = derivatives(
+        lambda x, y, w, c: total(x, y, w, edge_index, row, Interpolation(c, start)), [x, y, table, coefficient], threads=2
+    )
+    assert everything[0].shape == (atoms, 6, channels)
+    assert not any(each.any() for each in everything)
+
+
 @pytest.mark.parametrize("between", [False, True])
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (3,), (1, 2), (0, 1, 3)])
 def test_only_what_is_asked_for(between: bool, wanted: tuple[int, ...]) -> None:

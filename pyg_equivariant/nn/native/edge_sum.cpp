@@ -120,17 +120,12 @@ public:
         if (!graph.start) return std::make_shared<const Order>(graph);
         static std::mutex mutex;
         static std::deque<std::shared_ptr<const Order>> known;
-        const int64_t held = CACHE / ((table.x_rows + table.out_rows) * graph.channels * bytes);
-        const int64_t most = std::max<int64_t>(1, std::min(held, (graph.nodes - 1) / graph.threads + 1));
-        const auto find = [&]() -> std::shared_ptr<const Order> {
-            const std::lock_guard<std::mutex> lock(mutex);
-            const auto found = std::find_if(known.begin(), known.end(), [&](const auto &each) { return each->fits(graph, most); });
-            return found == known.end() ? nullptr : *found;
-        };
-        if (const auto found = find()) return found;
-        const auto made = std::make_shared<const Order>(graph, most);
+        const int64_t size = std::max<int64_t>(1, (table.x_rows + table.out_rows) * graph.channels * bytes);
+        const int64_t most = std::max<int64_t>(1, std::min(CACHE / size, (graph.nodes - 1) / graph.threads + 1));
         const std::lock_guard<std::mutex> lock(mutex);
-        known.push_front(made);
+        for (const auto &each : known)
+            if (each->fits(graph, most)) return each;
+        const auto made = known.emplace_front(std::make_shared<const Order>(graph, most));
         if (known.size() > KEPT) known.pop_back();
         return made;
     }

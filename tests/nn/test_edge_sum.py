@@ -114,8 +114,9 @@ def test_every_graph_has_its_own_order() -> None:
     ]
     for edge_index, row, begin in [*graphs, *graphs[::-1], graphs[1]]:
         known = Interpolation(coefficient, begin)
+        found = total(x, y, table, edge_index, row, known)
         expected = total(x, y, interpolate(table, known), edge_index, row)
-        assert torch.allclose(total(x, y, table, edge_index, row, known), expected, rtol=1e-10, atol=1e-10)
+        assert torch.allclose(found, expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("sizes", [(0, 0, 8), (6, 0, 8), (6, 20, 0)])
@@ -126,9 +127,8 @@ def test_nothing_to_sum(sizes: tuple[int, int, int], derivatives: Callable) -> N
     table, coefficient, start = between_nodes(12, 10, channels)
     x, y = arguments(channels)[0][:atoms].detach().requires_grad_(), torch.ones(edges, 3).double().requires_grad_()
     total = EdgeSum(TERMS, 6)
-    everything = derivatives(
-        lambda x, y, w, c: total(x, y, w, edge_index, row, Interpolation(c, start)), [x, y, table, coefficient], threads=2
-    )
+    inputs = [x, y, table, coefficient]
+    everything = derivatives(lambda *t: total(*t[:3], edge_index, row, Interpolation(t[3], start)), inputs, threads=2)
     assert everything[0].shape == (atoms, 6, channels)
     assert not any(each.any() for each in everything)
 

@@ -15,6 +15,7 @@ from pyg_equivariant.nn.conv import Conv
 from pyg_equivariant.nn.cutoff import Cutoff, PolynomialCutoff
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.geometry import safe_norm, unit_vectors
+from pyg_equivariant.nn.layer_norm import LayerNorm
 from pyg_equivariant.nn.linear import DegreeLinear
 from pyg_equivariant.nn.mlp import dense
 from pyg_equivariant.nn.radial import GaussianBasis, RadialBasis
@@ -54,7 +55,7 @@ class SeparableNorm(nn.Module):
         self.eps = eps
         self.lmax = lmax
         self.degrees = [degree - 1 for degree in degrees(lmax)[1:]]
-        self.scalar_norm = nn.LayerNorm(channels, eps=eps)
+        self.scalar_norm = LayerNorm(channels, eps=eps)
         self.weight = nn.Parameter(torch.ones(lmax, channels))
 
     def forward(self, x: Float[Tensor, "N 1 M C"]) -> Float[Tensor, "N 1 M C"]:
@@ -86,10 +87,10 @@ class RadialFunction(nn.Module):
         self.target = AtomEmbedding(hidden)
         self.linear_in = dense(num_basis, hidden)
         self.rest = nn.Sequential(
-            nn.LayerNorm(hidden),
+            LayerNorm(hidden),
             SiLU(),
             dense(hidden, hidden),
-            nn.LayerNorm(hidden),
+            LayerNorm(hidden),
             SiLU(),
             dense(hidden, out_channels),
         )
@@ -211,7 +212,7 @@ class EquiformerConv(Conv):
             lmax, activation or QuadraticSiLU(), rows=[row for rows in order_rows(lmax, highest) for row in rows]
         )
         self.so2_out = SO2Linear(self.inner, channels, lmax=lmax, mmax=highest)
-        self.score_norm = nn.LayerNorm(hidden)
+        self.score_norm = LayerNorm(hidden)
         self.score_activation = SmoothLeakyReLU()
         self.score = nn.Parameter(torch.empty(num_heads, hidden).uniform_(-1, 1) / math.sqrt(hidden))
         self.linear = DegreeLinear(channels, channels, lmax=lmax, bias=True)

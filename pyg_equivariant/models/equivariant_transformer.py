@@ -14,6 +14,7 @@ from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.expnormal import ExpNormalBasis
 from pyg_equivariant.nn.geometry import safe_norm, unit_vectors
 from pyg_equivariant.nn.interpolation import Interpolation, RadialNodes, interpolate, tabulate_filter
+from pyg_equivariant.nn.layer_norm import LayerNorm
 from pyg_equivariant.nn.loops import with_loops
 from pyg_equivariant.nn.mlp import dense
 from pyg_equivariant.nn.neighbor_embedding import NeighborEmbedding
@@ -79,7 +80,7 @@ class EquivariantTransformerConv(EdgeSumConv):
         if num_heads < 1 or channels % num_heads:
             raise ValueError(f"the channels must be a multiple of num_heads, got channels={channels}, {num_heads=}")
         self.num_heads = num_heads
-        self.norm = nn.LayerNorm(channels)
+        self.norm = LayerNorm(channels)
         self.query = dense(channels, channels)
         self.key = dense(channels, channels)
         self.value = dense(channels, 3 * channels)
@@ -183,7 +184,7 @@ class EquivariantTransformer(Representation):
         self.convs = nn.ModuleList(
             EquivariantTransformerConv(channels, num_basis, num_heads) for _ in range(num_layers)
         )
-        self.norm = nn.LayerNorm(channels)
+        self.norm = LayerNorm(channels)
 
     def forward(
         self,

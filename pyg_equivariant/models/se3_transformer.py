@@ -16,6 +16,7 @@ from pyg_equivariant.nn.cutoff import CosineCutoff, Cutoff
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.filter import RadialFilter
 from pyg_equivariant.nn.geometry import safe_norm
+from pyg_equivariant.nn.layer_norm import LayerNorm
 from pyg_equivariant.nn.linear import DegreeLinear
 from pyg_equivariant.nn.mlp import MLP
 from pyg_equivariant.nn.radial import GaussianBasis, RadialBasis
@@ -83,7 +84,7 @@ class AttentiveSelfInteraction(SelfInteraction):
         super().__init__(in_channels, out_channels, lmax_in, lmax_out)
         square = in_channels**2
         self.weights = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(square), MLP([square, in_channels, in_channels * out_channels]))
+            nn.Sequential(LayerNorm(square), MLP([square, in_channels, in_channels * out_channels]))
             for _ in range(self.lmax + 1)
         )
 

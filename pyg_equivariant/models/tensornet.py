@@ -19,6 +19,7 @@ from pyg_equivariant.nn.expnormal import ExpNormalBasis
 from pyg_equivariant.nn.filter import EnvelopedFilter
 from pyg_equivariant.nn.geometry import safe_norm
 from pyg_equivariant.nn.interpolation import Interpolation, RadialNodes, tabulate_filter
+from pyg_equivariant.nn.layer_norm import LayerNorm
 from pyg_equivariant.nn.linear import DegreeLinear
 from pyg_equivariant.nn.loops import with_loops
 from pyg_equivariant.nn.pairs import find_pairs
@@ -113,7 +114,7 @@ class TensorNetEmbedding(EdgeSumConv):
         self.embedding = AtomEmbedding(channels)
         self.pair = nn.Linear(2 * channels, channels)
         self.filter = nn.Linear(num_basis, 3 * channels, bias=False)
-        self.norm = nn.LayerNorm(channels)
+        self.norm = LayerNorm(channels)
         self.scale = _silu_layers(channels, 2 * channels, 3 * channels)
         self.linear = _linear(channels)
 
@@ -255,7 +256,7 @@ class TensorNet(Representation):
         num_basis = self.radial.num_basis
         self.embedding = TensorNetEmbedding(channels, num_basis + 1)
         self.convs = nn.ModuleList(TensorNetConv(channels, num_basis) for _ in range(num_layers))
-        self.norm = nn.LayerNorm(3 * channels)
+        self.norm = LayerNorm(3 * channels)
         self.out = nn.Linear(3 * channels, channels)
         self.matrices = _Matrices()
 

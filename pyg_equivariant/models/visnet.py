@@ -14,6 +14,7 @@ from pyg_equivariant.nn.edge_sum import CONSTANT, Term
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.expnormal import ExpNormalBasis
 from pyg_equivariant.nn.geometry import safe_norm
+from pyg_equivariant.nn.layer_norm import LayerNorm
 from pyg_equivariant.nn.loops import with_loops
 from pyg_equivariant.nn.mlp import dense
 from pyg_equivariant.nn.neighbor_embedding import NeighborEmbedding
@@ -69,7 +70,7 @@ class ViSNetConv(EdgeSumConv):
         if ones not in (0, rows):
             raise ValueError(f"lmax_in must be 0 or lmax={lmax}, got {lmax_in}")
         self.num_heads = num_heads
-        self.norm = nn.LayerNorm(channels)
+        self.norm = LayerNorm(channels)
         self.query = dense(channels, channels)
         self.key = dense(channels, channels)
         self.value = dense(channels, channels)
@@ -227,7 +228,7 @@ class ViSNet(Representation):
             ViSNetConv(channels, num_heads, lmax, lmax_in=lmax if index else 0) for index in range(num_layers)
         )
         self.edge_updates = nn.ModuleList(ViSNetEdgeUpdate(channels) for _ in range(num_layers - 2))
-        self.norm = nn.LayerNorm(channels)
+        self.norm = LayerNorm(channels)
         # harmonics of every degree have length 1 here
         self.sh_scale = [1.0 / math.sqrt(2 * degree + 1) for degree in degrees(lmax)[1:]]
 

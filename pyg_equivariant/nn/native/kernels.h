@@ -45,6 +45,10 @@ struct Sizes {
     const int64_t *start;
 };
 
+struct Rows2d {
+    int64_t rows, channels, threads;
+};
+
 // Edges and components of harmonics, which belong to rows: those of row r are first[r] to first[r + 1] - 1.
 struct Harmonics {
     int64_t edges, nodes, rows, components, channels, threads;
@@ -100,6 +104,13 @@ void dense_chain_backward(const DenseChain &, const T *x, const T *z, const T *p
                           T *p_out);
 template <typename T>
 void dense_chain_second(const DenseChain &, const T *z, const T *p, const T *by_a, const T *k, T *g_out, T *z_out, T *p_out);
+
+// see layer_norm.cpp; weights_out has the derivatives by w and by b, one after the other, and is null if nobody asks
+template <typename T> void layer_norm_forward(const Rows2d &, T eps, const T *x, const T *w, const T *b, T *out);
+template <typename T>
+void layer_norm_backward(const Rows2d &, T eps, const T *x, const T *w, const T *g, T *x_out, T *weights_out);
+template <typename T>
+void layer_norm_second(const Rows2d &, T eps, const T *x, const T *w, const T *g, const T *h, T *x_out, T *w_out, T *g_out);
 
 // see pairs.cpp; returns how many pairs there are
 template <typename T>

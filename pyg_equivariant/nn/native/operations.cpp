@@ -29,6 +29,7 @@ using kernels::Harmonics;
 using kernels::Inputs;
 using kernels::Outputs;
 using kernels::POINTS;
+using kernels::Rows2d;
 using kernels::Sizes;
 using kernels::Table;
 using Optional = std::optional<Tensor>;
@@ -676,6 +677,45 @@ static Tensor block_outer(const Tensor &left, const Tensor &right, const Optiona
     return result;
 }
 
+// Normalisation of rows.
+
+static Rows2d rows_of(const Tensor &x) {
+    return {x.size(-1) ? x.numel() / x.size(-1) : 0, x.size(-1), at::get_num_threads()};
+}
+
+static Tensor layer_norm_forward(const Tensor &x, const Tensor &w, const Tensor &b, double eps) {
+    const Tensor from = x.contiguous(), weight = w.contiguous(), bias = b.contiguous(), y = empty(from);
+    typed(x, [&](auto zero) {
+        using T = decltype(zero);
+        kernels::layer_norm_forward<T>(rows_of(x), T(eps), in<T>(from), in<T>(weight), in<T>(bias), out<T>(y));
+    });
+    return y;
+}
+
+static std::tuple<Tensor, Tensor> layer_norm_backward(const Tensor &x, const Tensor &w, const Tensor &g, double eps,
+                                                      bool weights) {
+    const Tensor from = x.contiguous(), weight = w.contiguous(), grad = g.contiguous(), of_x = empty(from);
+    const Tensor of_weights = at::empty({weights ? 2 : 0, w.size(0)}, w.options());
+    typed(x, [&](auto zero) {
+        using T = decltype(zero);
+        kernels::layer_norm_backward<T>(rows_of(x), T(eps), in<T>(from), in<T>(weight), in<T>(grad), out<T>(of_x),
+                                        weights ? out<T>(of_weights) : nullptr);
+    });
+    return {of_x, of_weights};
+}
+
+static std::tuple<Tensor, Tensor, Tensor> layer_norm_second(const Tensor &x, const Tensor &w, const Tensor &g, const Tensor &h,
+                                                            double eps) {
+    const Tensor from = x.contiguous(), weight = w.contiguous(), grad = g.contiguous(), by = h.contiguous();
+    const Tensor of_x = empty(from), of_w = empty(weight), of_g = empty(grad);
+    typed(x, [&](auto zero) {
+        using T = decltype(zero);
+        kernels::layer_norm_second<T>(rows_of(x), T(eps), in<T>(from), in<T>(weight), in<T>(grad), in<T>(by), out<T>(of_x),
+                                      out<T>(of_w), out<T>(of_g));
+    });
+    return {of_x, of_w, of_g};
+}
+
 // Each under two names: without the underscore it has derivatives.
 TORCH_LIBRARY_IMPL(pyg_equivariant, CPU, m) {
     for (const std::string prefix : {"", "_"}) {
@@ -698,6 +738,9 @@ TORCH_LIBRARY_IMPL(pyg_equivariant, CPU, m) {
         both("dense_chain_backward", TORCH_FN(dense_chain_backward));
         both("dense_chain_gradients", TORCH_FN(dense_chain_gradients));
         both("dense_chain_second", TORCH_FN(dense_chain_second));
+        both("layer_norm_forward", TORCH_FN(layer_norm_forward));
+        both("layer_norm_backward", TORCH_FN(layer_norm_backward));
+        both("layer_norm_second", TORCH_FN(layer_norm_second));
         both("find_pairs", TORCH_FN(find_pairs));
         both("find_returns", TORCH_FN(find_returns));
         both("block_product", TORCH_FN(block_product));

@@ -169,7 +169,7 @@ def _derivatives(
     x: Tensor, y: Tensor, w: Tensor, c: Tensor | None, geometry: bool, filters: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     of_c = _empty(y, False) if c is None else _empty(c, geometry)
-    return _empty(x), _empty(y, geometry), _empty(w, filters or c is None), of_c
+    return _empty(x), _empty(y, geometry), _empty(w, filters), of_c
 
 
 _TERMS = "int[] a, int[] f, int[] first_term, int[] o, int[] first_entry, int[] b, float[] v"
@@ -196,8 +196,8 @@ _second = operation(
 
 
 def _wanted(ctx: Any, c: Tensor | None) -> tuple[bool, bool]:
-    """Whether derivatives by the geometry (y and c) are, and those by filters at nodes."""
-    return is_wanted(ctx, 1) or (c is not None and is_wanted(ctx, 3)), is_wanted(ctx, 2)
+    """Whether derivatives by the geometry (y and c) are, and those by w: by filters of edges always."""
+    return is_wanted(ctx, 1) or (c is not None and is_wanted(ctx, 3)), c is None or is_wanted(ctx, 2)
 
 
 def _given(of: Sequence[Tensor], c: Tensor | None, geometry: bool, filters: bool) -> tuple[Tensor | None, ...]:
@@ -206,7 +206,7 @@ def _given(of: Sequence[Tensor], c: Tensor | None, geometry: bool, filters: bool
     return (
         of_x,
         of_y if geometry else None,
-        of_w if filters or c is None else None,
+        of_w if filters else None,
         of_c if geometry and c is not None else None,
         *of_g,
     )

@@ -182,6 +182,8 @@ def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         total(x, y, w, edge_index, row + 12)
     with pytest.raises(IndexError, match="row 1 of an interpolation reads beyond its 12 nodes"):
         total(x, y, w, edge_index, row, Interpolation(w.new_ones(2, 8), torch.tensor([4, 5])))
+    with pytest.raises(ValueError, match="needs 8 coefficients of each of 2 rows"):
+        total(x, y, w, edge_index, row, Interpolation(w.new_ones(2, 7), torch.tensor([0, 1])))
     with pytest.raises(ValueError, match=r"features \[6, 4, 8\]"):
         total(x[:, :4], y, w, edge_index, row)
     with pytest.raises(ValueError, match=r"geometry \[19, 3\]"):

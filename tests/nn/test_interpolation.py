@@ -189,6 +189,7 @@ def interpolating() -> Iterator[list[bool]]:
 def test_models_that_interpolate(representation: Representation) -> None:
     """Forces and the gradient of their loss, in float32 and interpolated, are those of float64, which is neither."""
     data = RadiusGraph(4.0)(example_molecule(90, spread=2.0))
+    torch.manual_seed(0)  # of the head: with some the forces nearly cancel
     model = Potential(copy.deepcopy(representation)).train()
     outcomes = []
     for potential in (model.float(), copy.deepcopy(model).double()):
@@ -225,6 +226,7 @@ def test_compiled_models_interpolate(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_frozen(representation: Representation, tmp_path: Path) -> None:
     """A few atoms, for which nothing is interpolated otherwise."""
     data = RadiusGraph(4.0)(example_molecule(7, spread=1.5))
+    torch.manual_seed(0)  # as above
     model = Potential(copy.deepcopy(representation)).float()
     exact = copy.deepcopy(model).double().eval()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}

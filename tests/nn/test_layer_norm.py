@@ -66,6 +66,11 @@ def test_training_step_has_one_operation_for_each_derivative(monkeypatch: pytest
     assert counts["pyg_equivariant::layer_norm_second"] == 1
 
 
+def test_rows_of_another_width_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"rows of \[8\] channels are normalised, got \[3, 7\]"):
+        pair(8)[0](torch.zeros(3, 7, dtype=torch.float64))
+
+
 def test_half_precision_takes_the_other_way() -> None:
     ours, theirs = pair(8, torch.bfloat16)
     x = torch.randn(3, 8, dtype=torch.bfloat16)

@@ -300,9 +300,9 @@ public:
     };
 
     Filters(const Table &table, const Graph &graph, const Order &order, const Share &share, Inputs<T> in, Outputs<T> of = {},
-            Inputs<T> h = {}, bool back = false, bool second = false)
+            Inputs<T> h = {})
         : graph(graph), order(order), in(in.from(share.channel)), h(h.from(share.channel)), of(of.from(share.channel)),
-          size(table.w_rows * graph.channels), w(take(true)), hw(take(second)), w_out(take(back)), first(take(second)),
+          size(table.w_rows * graph.channels), w(take(true)), hw(take(h.x)), w_out(take(of.x)), first(take(h.x)),
           rows(this->of.w, 0, graph.start ? 0 : graph.rows, table.w_rows, graph.channels, share.channels) {}
 
     void open(const Order::Batch &batch) const {
@@ -339,17 +339,24 @@ public:
     }
 };
 
-// Calls work(number of edges, place of the first): two at a time if they share a row of filters between nodes.
-template <bool TABLE, typename Work> static void each_edge(const Order &order, const Order::Batch &batch, const Work &work) {
-    for (int64_t n = batch.first_edge; n < batch.last_edge;) {
-        if constexpr (TABLE)
-            if (n + 1 < batch.last_edge && order.place[n] == order.place[n + 1]) {
-                work(std::integral_constant<int, 2>(), n);
-                n += 2;
-                continue;
-            }
-        work(std::integral_constant<int, 1>(), n++);
+// Calls work(number of edges, place of the first) for a thread's share: two at a time if they share a row between nodes.
+template <bool TABLE, typename T, typename Work>
+static void each_edge(const Order &order, const Share &share, Filters<T> &filters, const Work &work) {
+    for (int64_t b = share.first_batch; b < share.last_batch; ++b) {
+        const Order::Batch &batch = order.batches[b];
+        filters.open(batch);
+        for (int64_t n = batch.first_edge; n < batch.last_edge;) {
+            if constexpr (TABLE)
+                if (n + 1 < batch.last_edge && order.place[n] == order.place[n + 1]) {
+                    work(std::integral_constant<int, 2>(), n);
+                    n += 2;
+                    continue;
+                }
+            work(std::integral_constant<int, 1>(), n++);
+        }
+        filters.close(batch);
     }
+    filters.finish();
 }
 
 // out[t, o] += k x[s, a] w[p, f]
@@ -397,21 +404,16 @@ static void forward(const Table &table, const Graph &graph, Inputs<T> in, T *out
         T *const k[] = {geometry.take(), geometry.take()};
         Rows<T> atoms{out + c, share.first_target, share.last_target, table.out_rows, C, count};
         Filters<T> filters(table, graph, order, share, in);
-        for (int64_t b = share.first_batch; b < share.last_batch; ++b) {
-            const Order::Batch &batch = order.batches[b];
-            filters.open(batch);
-            each_edge<TABLE>(order, batch, [&](auto edges, int64_t n) {
-                constexpr int EDGES = decltype(edges)::value;
-                using Work = Forward<T, TABLE, EDGES>;
-                each_group<T>(table, count, Work{table, C, filters.at(n).w, array<EDGES>([&](int m) -> Work::Edge {
-                    const int64_t e = order[n + m];
-                    geometry.read(in.y + e * table.y_size, true, k[m]);
-                    return {Next<TABLE>(table, graph, order, n + m), in.x + graph.source[e] * table.x_rows * C + c, k[m],
-                            atoms.clear(graph.target[e])};
-                })});
-            });
-            filters.close(batch);
-        }
+        each_edge<TABLE>(order, share, filters, [&](auto edges, int64_t n) {
+            constexpr int EDGES = decltype(edges)::value;
+            using Work = Forward<T, TABLE, EDGES>;
+            each_group<T>(table, count, Work{table, C, filters.at(n).w, array<EDGES>([&](int m) -> Work::Edge {
+                const int64_t e = order[n + m];
+                geometry.read(in.y + e * table.y_size, true, k[m]);
+                return {Next<TABLE>(table, graph, order, n + m), in.x + graph.source[e] * table.x_rows * C + c, k[m],
+                        atoms.clear(graph.target[e])};
+            })});
+        });
         atoms.finish();
     });
 }
@@ -473,25 +475,20 @@ static void backward(const Table &table, const Graph &graph, Inputs<T> in, const
         const Geometry<T> geometry(table);
         T *const k[] = {geometry.take(), geometry.take()}, *const of_k[] = {geometry.take_vectors(), geometry.take_vectors()};
         Rows<T> atoms{own.x + c, 0, graph.nodes, table.x_rows, C, count};
-        Filters<T> filters(table, graph, order, share, in, own, {}, true);
-        for (int64_t b = share.first_batch; b < share.last_batch; ++b) {
-            const Order::Batch &batch = order.batches[b];
-            filters.open(batch);
-            each_edge<TABLE>(order, batch, [&](auto edges, int64_t n) {
-                constexpr int EDGES = decltype(edges)::value;
-                using Work = Backward<T, TABLE, EDGES>;
-                const auto at = filters.at(n);
-                each_group<T>(table, count, Work{table, C, at.w, at.w_out, array<EDGES>([&](int m) -> Work::Edge {
-                    const int64_t e = order[n + m];
-                    geometry.read(in.y + e * table.y_size, true, k[m]);
-                    return {Next<TABLE>(table, graph, order, n + m), in.x + graph.source[e] * table.x_rows * C + c,
-                            g + graph.target[e] * table.out_rows * C + c, k[m], atoms.clear(graph.source[e]), of_k[m]};
-                })});
-                for (int m = 0; own.y && m < EDGES; ++m) geometry.write(of_k[m], own.y + order[n + m] * table.y_size);
-            });
-            filters.close(batch);
-        }
-        atoms.finish(), filters.finish();
+        Filters<T> filters(table, graph, order, share, in, own);
+        each_edge<TABLE>(order, share, filters, [&](auto edges, int64_t n) {
+            constexpr int EDGES = decltype(edges)::value;
+            using Work = Backward<T, TABLE, EDGES>;
+            const auto at = filters.at(n);
+            each_group<T>(table, count, Work{table, C, at.w, at.w_out, array<EDGES>([&](int m) -> Work::Edge {
+                const int64_t e = order[n + m];
+                geometry.read(in.y + e * table.y_size, true, k[m]);
+                return {Next<TABLE>(table, graph, order, n + m), in.x + graph.source[e] * table.x_rows * C + c,
+                        g + graph.target[e] * table.out_rows * C + c, k[m], atoms.clear(graph.source[e]), of_k[m]};
+            })});
+            for (int m = 0; own.y && m < EDGES; ++m) geometry.write(of_k[m], own.y + order[n + m] * table.y_size);
+        });
+        atoms.finish();
     });
 }
 
@@ -561,26 +558,21 @@ static void second(const Table &table, const Graph &graph, Inputs<T> in, const T
         T *const of_k[] = {geometry.take_vectors(), geometry.take_vectors()};
         Rows<T> sources{own.x + c, 0, graph.nodes, table.x_rows, C, count};
         Rows<T> targets{g_out + c, share.first_target, share.last_target, table.out_rows, C, count};
-        Filters<T> filters(table, graph, order, share, in, own, h, true, true);
-        for (int64_t b = share.first_batch; b < share.last_batch; ++b) {
-            const Order::Batch &batch = order.batches[b];
-            filters.open(batch);
-            each_edge<TABLE>(order, batch, [&](auto edges, int64_t n) {
-                constexpr int EDGES = decltype(edges)::value;
-                using Work = Second<T, TABLE, EDGES>;
-                const auto at = filters.at(n);
-                each_group<T>(table, count, Work{table, C, at.w, at.hw, at.w_out, at.first, array<EDGES>([&](int m) -> Work::Edge {
-                    const int64_t e = order[n + m], xi = graph.source[e] * table.x_rows * C + c;
-                    geometry.read(in.y + e * table.y_size, true, k[m]);
-                    geometry.read(h.y + e * table.y_size, false, hk[m]);
-                    return {Next<TABLE>(table, graph, order, n + m), in.x + xi, g + graph.target[e] * table.out_rows * C + c,
-                            h.x + xi, k[m], hk[m], sources.clear(graph.source[e]), targets.clear(graph.target[e]), of_k[m]};
-                })});
-                for (int m = 0; own.y && m < EDGES; ++m) geometry.write(of_k[m], own.y + order[n + m] * table.y_size);
-            });
-            filters.close(batch);
-        }
-        sources.finish(), filters.finish(), targets.finish();
+        Filters<T> filters(table, graph, order, share, in, own, h);
+        each_edge<TABLE>(order, share, filters, [&](auto edges, int64_t n) {
+            constexpr int EDGES = decltype(edges)::value;
+            using Work = Second<T, TABLE, EDGES>;
+            const auto at = filters.at(n);
+            each_group<T>(table, count, Work{table, C, at.w, at.hw, at.w_out, at.first, array<EDGES>([&](int m) -> Work::Edge {
+                const int64_t e = order[n + m], xi = graph.source[e] * table.x_rows * C + c;
+                geometry.read(in.y + e * table.y_size, true, k[m]);
+                geometry.read(h.y + e * table.y_size, false, hk[m]);
+                return {Next<TABLE>(table, graph, order, n + m), in.x + xi, g + graph.target[e] * table.out_rows * C + c,
+                        h.x + xi, k[m], hk[m], sources.clear(graph.source[e]), targets.clear(graph.target[e]), of_k[m]};
+            })});
+            for (int m = 0; own.y && m < EDGES; ++m) geometry.write(of_k[m], own.y + order[n + m] * table.y_size);
+        });
+        sources.finish(), targets.finish();
     });
 }
 

@@ -34,16 +34,16 @@ template <typename T> static T normalise(int64_t C, const T *x, T eps, T *z) {
     return r;
 }
 
-// Calls work(row, two rows of channels to work in, sums of this thread) for all rows and adds up the sums.
+// Calls work(row, memory for its z, sums of this thread) for all rows and adds up the sums.
 template <typename T, typename Work> static void each_row(const Rows2d &size, int64_t sums, T *out, const Work &work) {
     const int64_t threads = std::max<int64_t>(1, std::min(size.threads, size.rows / 64));
     std::vector<T> own(threads * sums);
 #pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
     for (int64_t n = 0; n < threads; ++n) {
         const Workspace workspace;
-        T *const z = Workspace::take<T>(size.channels), *const v = Workspace::take<T>(size.channels);
+        T *const z = Workspace::take<T>(size.channels);
         for (int64_t row = n * size.rows / threads; row < (n + 1) * size.rows / threads; ++row)
-            work(row, z, v, own.data() + n * sums);
+            work(row, z, own.data() + n * sums);
     }
     std::fill_n(out, sums, T(0));
     for (int64_t n = 0; n < threads; ++n)
@@ -52,7 +52,7 @@ template <typename T, typename Work> static void each_row(const Rows2d &size, in
 
 template <typename T> void layer_norm_forward(const Rows2d &size, T eps, const T *x, const T *w, const T *b, T *out) {
     const int64_t C = size.channels;
-    each_row<T>(size, 0, nullptr, [&](int64_t row, T *z, T *, T *) {
+    each_row<T>(size, 0, nullptr, [&](int64_t row, T *z, T *) {
         normalise(C, x + row * C, eps, z);
         T *const y = out + row * C;
 #pragma omp simd
@@ -64,7 +64,7 @@ template <typename T> void layer_norm_forward(const Rows2d &size, T eps, const T
 template <typename T>
 void layer_norm_backward(const Rows2d &size, T eps, const T *x, const T *w, const T *g, T *x_out, T *weights_out) {
     const int64_t C = size.channels;
-    each_row<T>(size, weights_out ? 2 * C : 0, weights_out, [&](int64_t row, T *z, T *, T *sums) {
+    each_row<T>(size, weights_out ? 2 * C : 0, weights_out, [&](int64_t row, T *z, T *sums) {
         const T *const gr = g + row * C;
         const T r = normalise(C, x + row * C, eps, z);
         const T mean = total<T>(C, [=](int64_t c) { return w[c] * gr[c]; }) / C;
@@ -83,7 +83,7 @@ void layer_norm_backward(const Rows2d &size, T eps, const T *x, const T *w, cons
 template <typename T>
 void layer_norm_second(const Rows2d &size, T eps, const T *x, const T *w, const T *g, const T *h, T *x_out, T *w_out, T *g_out) {
     const int64_t C = size.channels;
-    each_row<T>(size, C, w_out, [&](int64_t row, T *z, T *v, T *sums) {
+    each_row<T>(size, C, w_out, [&](int64_t row, T *z, T *sums) {
         const T *const gr = g + row * C, *const hr = h + row * C;
         const T r = normalise(C, x + row * C, eps, z);
         const T u_mean = total<T>(C, [=](int64_t c) { return w[c] * gr[c]; }) / C;
@@ -91,14 +91,13 @@ void layer_norm_second(const Rows2d &size, T eps, const T *x, const T *w, const 
         const T u_along = total<T>(C, [=](int64_t c) { return w[c] * gr[c] * z[c]; }) / C;
         const T h_along = total<T>(C, [=](int64_t c) { return hr[c] * z[c]; }) / C;
         const T both = total<T>(C, [=](int64_t c) { return w[c] * gr[c] * hr[c]; }) / C - u_mean * h_mean - u_along * h_along;
-#pragma omp simd
-        for (int64_t c = 0; c < C; ++c) v[c] = h_along * w[c] * gr[c] + u_along * hr[c];
         const T v_mean = h_along * u_mean + u_along * h_mean, v_along = 2 * h_along * u_along;
         T *const to_x = x_out + row * C, *const to_g = g_out + row * C;
 #pragma omp simd
         for (int64_t c = 0; c < C; ++c) {
             const T p = r * (hr[c] - h_mean - z[c] * h_along);
-            to_x[c] = -r * r * (both * z[c] + v[c] - v_mean - z[c] * v_along);
+            const T v = h_along * w[c] * gr[c] + u_along * hr[c];
+            to_x[c] = -r * r * (both * z[c] + v - v_mean - z[c] * v_along);
             to_g[c] = w[c] * p;
             sums[c] += gr[c] * p;
         }

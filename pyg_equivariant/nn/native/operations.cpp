@@ -102,6 +102,8 @@ struct EdgeSum {
         graph = {edges, x.size(0), w.size(0), x.size(2), at::get_num_threads(), indices(this->source),
                  indices(this->target), indices(this->row), w.size(0), nullptr};
         if (!start) return;
+        TORCH_CHECK_VALUE(c && c->dim() == 2 && c->size(0) == start->size(0) && c->size(1) == POINTS,
+                          "an interpolation needs ", POINTS, " coefficients of each of ", start->size(0), " rows");
         graph.rows = start->size(0);
         graph.start = indices(this->start);
         for (int64_t n = 0; n < graph.rows; ++n)
@@ -679,7 +681,9 @@ static Tensor block_outer(const Tensor &left, const Tensor &right, const Optiona
 
 // Normalisation of rows.
 
-static Rows2d rows_of(const Tensor &x) {
+static Rows2d rows_of(const Tensor &x, const Tensor &w, const Tensor &like) {
+    TORCH_CHECK_VALUE(x.dim() && w.dim() == 1 && x.size(-1) == w.size(0) && like.size(-1) == w.size(0),
+                      "rows of ", w.sizes(), " channels are normalised, got ", x.sizes(), " and ", like.sizes());
     return {x.size(-1) ? x.numel() / x.size(-1) : 0, x.size(-1), at::get_num_threads()};
 }
 
@@ -687,7 +691,7 @@ static Tensor layer_norm_forward(const Tensor &x, const Tensor &w, const Tensor 
     const Tensor from = x.contiguous(), weight = w.contiguous(), bias = b.contiguous(), y = empty(from);
     typed(x, [&](auto zero) {
         using T = decltype(zero);
-        kernels::layer_norm_forward<T>(rows_of(x), T(eps), in<T>(from), in<T>(weight), in<T>(bias), out<T>(y));
+        kernels::layer_norm_forward<T>(rows_of(x, w, b), T(eps), in<T>(from), in<T>(weight), in<T>(bias), out<T>(y));
     });
     return y;
 }
@@ -698,7 +702,7 @@ static std::tuple<Tensor, Tensor> layer_norm_backward(const Tensor &x, const Ten
     const Tensor of_weights = at::empty({weights ? 2 : 0, w.size(0)}, w.options());
     typed(x, [&](auto zero) {
         using T = decltype(zero);
-        kernels::layer_norm_backward<T>(rows_of(x), T(eps), in<T>(from), in<T>(weight), in<T>(grad), out<T>(of_x),
+        kernels::layer_norm_backward<T>(rows_of(x, w, g), T(eps), in<T>(from), in<T>(weight), in<T>(grad), out<T>(of_x),
                                         weights ? out<T>(of_weights) : nullptr);
     });
     return {of_x, of_weights};
@@ -710,7 +714,7 @@ static std::tuple<Tensor, Tensor, Tensor> layer_norm_second(const Tensor &x, con
     const Tensor of_x = empty(from), of_w = empty(weight), of_g = empty(grad);
     typed(x, [&](auto zero) {
         using T = decltype(zero);
-        kernels::layer_norm_second<T>(rows_of(x), T(eps), in<T>(from), in<T>(weight), in<T>(grad), in<T>(by), out<T>(of_x),
+        kernels::layer_norm_second<T>(rows_of(x, w, g), T(eps), in<T>(from), in<T>(weight), in<T>(grad), in<T>(by), out<T>(of_x),
                                       out<T>(of_w), out<T>(of_g));
     });
     return {of_x, of_w, of_g};

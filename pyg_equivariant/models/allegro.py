@@ -11,14 +11,15 @@ from pyg_equivariant.models.base import Representation
 from pyg_equivariant.nn.activation import SiLU
 from pyg_equivariant.nn.conv import Conv, segment_sum
 from pyg_equivariant.nn.cutoff import Cutoff, PolynomialCutoff
+from pyg_equivariant.nn.dense import Dense
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.gate import SILU_SCALE
 from pyg_equivariant.nn.geometry import safe_norm
 from pyg_equivariant.nn.harmonic_sum import sum_to_atoms
+from pyg_equivariant.nn.harmonics import spherical_harmonics
 from pyg_equivariant.nn.radial import BesselBasis, RadialBasis
 from pyg_equivariant.o3.clebsch_gordan import coupling
 from pyg_equivariant.o3.constants import ExactConstants
-from pyg_equivariant.o3.harmonics import spherical_harmonics
 from pyg_equivariant.o3.layout import degree_slices, degrees, num_components
 
 __all__ = ["Allegro", "AllegroConv", "EnvironmentProduct"]
@@ -290,7 +291,7 @@ def _mlp(*sizes: int) -> nn.Sequential:
     """Layers without biases that keep the mean square of normal input; SiLU between them."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in itertools.pairwise(sizes):
-        linear = nn.Linear(fan_in, fan_out, bias=False)
+        linear = Dense(fan_in, fan_out, bias=False)
         nn.init.normal_(linear.weight, std=(SILU_SCALE if layers else 1.0) / math.sqrt(fan_in))
         layers += [SiLU(), linear] if layers else [linear]
     return nn.Sequential(*layers)

@@ -11,13 +11,14 @@ from pyg_equivariant.models.base import Representation
 from pyg_equivariant.nn.configurable import Configurable
 from pyg_equivariant.nn.conv import Conv
 from pyg_equivariant.nn.cutoff import CosineCutoff, Cutoff
+from pyg_equivariant.nn.dense import Dense
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.geometry import safe_norm
+from pyg_equivariant.nn.harmonics import spherical_harmonics
 from pyg_equivariant.nn.linear import DegreeLinear
 from pyg_equivariant.nn.mlp import MLP
 from pyg_equivariant.nn.tensor_product import AllPaths, PathLinear, TensorProductConv
 from pyg_equivariant.o3.constants import ExactConstants
-from pyg_equivariant.o3.harmonics import spherical_harmonics
 from pyg_equivariant.o3.layout import degree_slices, num_components
 from pyg_equivariant.o3.symmetric import monomials, symmetric_coupling
 
@@ -125,7 +126,7 @@ class CormorantInputConv(Conv):
 
     def __init__(self, channels: int, *, num_basis: int, hidden: int = 64, avg_num_neighbors: float = 1.0) -> None:
         super().__init__()
-        self.filter = nn.Linear(num_basis, channels, bias=False)
+        self.filter = Dense(num_basis, channels, bias=False)
         self.mlp = MLP([2 * channels, hidden, channels])
         self.register_buffer("avg_num_neighbors", torch.tensor(float(avg_num_neighbors)))
 

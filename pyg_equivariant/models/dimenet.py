@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from pyg_equivariant.models.base import Representation
 from pyg_equivariant.nn.activation import silu
 from pyg_equivariant.nn.bessel import SphericalBesselBasis
+from pyg_equivariant.nn.block_product import Blocks, block_product
 from pyg_equivariant.nn.conv import Conv, segment_sum
 from pyg_equivariant.nn.cutoff import PolynomialCutoff
+from pyg_equivariant.nn.dense import Dense
 from pyg_equivariant.nn.dense_chain import DenseChain
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.geometry import safe_norm
@@ -132,8 +134,9 @@ class DimeNetPlusPlusConv(Conv):
 
 def _by_degree(edge_sbf: Float[Tensor, "E L K"], linear: nn.Linear) -> Float[Tensor, "E L S"]:
     """The terms of ``linear`` of all degrees, before they are summed."""
-    weight = linear.weight.unflatten(1, edge_sbf.shape[1:])  # [S, L, K]
-    return torch.bmm(edge_sbf.transpose(0, 1), weight.permute(1, 2, 0)).transpose(0, 1)
+    _, num_degrees, num_basis = edge_sbf.shape
+    blocks = Blocks([1] * num_degrees, [num_basis] * num_degrees, [linear.out_features] * num_degrees)
+    return block_product(edge_sbf.flatten(1), linear.weight.T.flatten(), blocks).unflatten(1, (num_degrees, -1))
 
 
 class _MessageEmbedding(nn.Module):
@@ -184,7 +187,7 @@ class _Output(nn.Module):
         self.radial = orthogonal_dense(num_basis, channels, bias=False)
         self.project = project
         self.layers = DenseChain([orthogonal_dense(width, width) for _ in range(3)])
-        self.final = nn.Linear(width, channels, bias=False)
+        self.final = Dense(width, channels, bias=False)
         nn.init.zeros_(self.final.weight)
 
     def forward(

@@ -10,6 +10,7 @@ from pyg_equivariant.models.base import Representation
 from pyg_equivariant.nn.activation import SiLU
 from pyg_equivariant.nn.conv import Conv, segment_sum
 from pyg_equivariant.nn.cutoff import CosineCutoff
+from pyg_equivariant.nn.dense import Dense
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.geometry import safe_norm
 from pyg_equivariant.nn.mlp import MLP, PairMLP
@@ -35,7 +36,7 @@ class FrozenEGNNConv(Conv):
         super().__init__()
         self.edge_mlp = PairMLP(channels, 1, [channels, channels])
         self.activation = SiLU()
-        self.edge_gate = nn.Sequential(nn.Linear(channels, 1), nn.Sigmoid())
+        self.edge_gate = nn.Sequential(Dense(channels, 1), nn.Sigmoid())
         self.node_mlp = MLP([2 * channels, channels, channels])
 
     def forward(
@@ -103,7 +104,7 @@ class EGNNConv(FrozenEGNNConv):
     def __init__(self, channels: int, *, avg_num_neighbors: float = 1.0) -> None:
         super().__init__(channels)
         self.register_buffer("avg_num_neighbors", torch.tensor(avg_num_neighbors))
-        step = nn.Linear(channels, 1, bias=False)
+        step = Dense(channels, 1, bias=False)
         # small, so that a deep stack does not fly apart at the start (as in the authors' code)
         nn.init.xavier_uniform_(step.weight, gain=0.001)
         self.coordinate_mlp = nn.Sequential(MLP([channels, channels]), SiLU(), step)

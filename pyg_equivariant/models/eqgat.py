@@ -5,7 +5,6 @@ from typing import Optional
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pyg_equivariant.models.base import Representation
 from pyg_equivariant.nn.activation import silu
@@ -13,6 +12,7 @@ from pyg_equivariant.nn.attention import edge_softmax
 from pyg_equivariant.nn.compiler import stored
 from pyg_equivariant.nn.conv import Conv
 from pyg_equivariant.nn.cutoff import Cutoff, PolynomialCutoff
+from pyg_equivariant.nn.dense import linear
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.geometry import safe_norm, unit_vectors
 from pyg_equivariant.nn.mlp import MLP, dense
@@ -36,9 +36,9 @@ class _Attention(Conv):
         channels = scalar.shape[1]
         target, source, edge = self.edge_in.weight.split([channels, channels, edge_rbf.shape[1]], 1)
         return {
-            "target": functional.linear(scalar, target, self.edge_in.bias),
-            "source": functional.linear(scalar, source),
-            "edge": functional.linear(edge_rbf, edge),
+            "target": linear(scalar, target, self.edge_in.bias),
+            "source": linear(scalar, source),
+            "edge": linear(edge_rbf, edge),
             "value": self.value(scalar),
         }
 

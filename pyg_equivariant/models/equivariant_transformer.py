@@ -11,14 +11,16 @@ from pyg_equivariant.nn.conv import EdgeSumConv
 from pyg_equivariant.nn.cutoff import CosineCutoff
 from pyg_equivariant.nn.edge_sum import CONSTANT, Term
 from pyg_equivariant.nn.embedding import AtomEmbedding
+from pyg_equivariant.nn.exchange import exchange
 from pyg_equivariant.nn.expnormal import ExpNormalBasis
 from pyg_equivariant.nn.geometry import safe_norm, unit_vectors
+from pyg_equivariant.nn.head_sum import head_dot, head_sum
 from pyg_equivariant.nn.interpolation import Interpolation, RadialNodes, interpolate, tabulate_filter
 from pyg_equivariant.nn.layer_norm import LayerNorm
 from pyg_equivariant.nn.loops import with_loops
 from pyg_equivariant.nn.mlp import dense
 from pyg_equivariant.nn.neighbor_embedding import NeighborEmbedding
-from pyg_equivariant.nn.pairs import find_pairs, spread
+from pyg_equivariant.nn.pairs import find_pairs
 from pyg_equivariant.nn.radial import RadialBasis, enveloped
 
 __all__ = ["EquivariantTransformer", "EquivariantTransformerConv", "EquivariantTransformerFilter"]
@@ -116,33 +118,14 @@ class EquivariantTransformerConv(EdgeSumConv):
         scalars, turned, along = self.value(scalar).chunk(3, -1)
         of_scalars, of_vectors = self.filter(edge_rbf, envelope).unflatten(1, (4, -1)).split(2, 1)
         weight_key, weight_value = interpolate(of_scalars, table).unbind(1)
-        y = self.propagate(
-            edge_index,
-            size=(scalar.shape[0], scalar.shape[0]),
-            query=self.query(scalar),
-            key=self.key(scalar),
-            value=scalars,
-            weight_key=spread(weight_key, pair),
-            weight_value=spread(weight_value, pair),
-        )
+        source, target = edge_index
+        row = torch.arange(source.shape[0], device=source.device) if pair is None else pair
+        score = head_dot((self.query(scalar), target), (self.key(scalar), source), (weight_key, row), self.num_heads)
+        y = head_sum((scalars, source), (weight_value, row), silu(score), target, scalar.shape[0])
         sent = torch.cat([vector * turned.unsqueeze(1), along.unsqueeze(1)], 1)
         w = self.message_and_aggregate(edge_index, sent, of_vectors, edge_dir, pair, table)
-        left, right, own = self.mix(vector).chunk(3, -1)
-        o1, o2, o3 = self.out(y).chunk(3, -1)
-        return o2 * (left * right).sum(1) + o3, w + o1.unsqueeze(1) * own
-
-    def message(
-        self,
-        query_i: Float[Tensor, "E C"],
-        key_j: Float[Tensor, "E C"],
-        value_j: Float[Tensor, "E C"],
-        weight_key: Float[Tensor, "E C"],
-        weight_value: Float[Tensor, "E C"],
-    ) -> Float[Tensor, "E C"]:
-        """The scalars that source j sends to target i."""
-        attention = silu((query_i * key_j * weight_key).unflatten(-1, (self.num_heads, -1)).sum(-1))
-        scalar = (value_j * weight_value).unflatten(-1, (self.num_heads, -1))
-        return (scalar * attention.unsqueeze(-1)).flatten(-2)
+        ds, dv = exchange(self.out(y), self.mix(vector))
+        return ds, w + dv
 
 
 class EquivariantTransformer(Representation):

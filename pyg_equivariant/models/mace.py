@@ -12,13 +12,13 @@ from pyg_equivariant.nn.cutoff import Cutoff, PolynomialCutoff
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.filter import RadialFilter
 from pyg_equivariant.nn.geometry import safe_norm
+from pyg_equivariant.nn.harmonics import spherical_harmonics
 from pyg_equivariant.nn.interpolation import Interpolation, RadialNodes, tabulate_filter
 from pyg_equivariant.nn.linear import DegreeLinear, ElementLinear
 from pyg_equivariant.nn.pairs import find_pairs
 from pyg_equivariant.nn.radial import BesselBasis, RadialBasis
 from pyg_equivariant.nn.symmetric_contraction import SymmetricContraction
 from pyg_equivariant.nn.tensor_product import PathLinear, ProperPaths, TensorProductConv
-from pyg_equivariant.o3.harmonics import spherical_harmonics
 from pyg_equivariant.o3.layout import num_components
 
 __all__ = ["MACE", "FirstMACEConv", "MACEConv", "ResidualMACE"]

@@ -14,13 +14,13 @@ from pyg_equivariant.nn.cutoff import Cutoff, PolynomialCutoff
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.gate import SILU_SCALE, Gate
 from pyg_equivariant.nn.geometry import safe_norm
+from pyg_equivariant.nn.harmonics import spherical_harmonics
 from pyg_equivariant.nn.interpolation import Interpolation, RadialNodes, tabulate_filter
 from pyg_equivariant.nn.linear import DegreeLinear, ElementLinear
 from pyg_equivariant.nn.mlp import MLP
 from pyg_equivariant.nn.pairs import find_pairs
 from pyg_equivariant.nn.radial import RadialBasis, TrainableBesselBasis
 from pyg_equivariant.nn.tensor_product import FullPaths, PathLinear, Paths, ProperPaths, TensorProductConv
-from pyg_equivariant.o3.harmonics import spherical_harmonics
 from pyg_equivariant.o3.layout import num_components
 
 __all__ = ["NequIP", "NequIPConv"]

@@ -10,6 +10,7 @@ from pyg_equivariant.models.base import Representation
 from pyg_equivariant.nn.activation import SiLU
 from pyg_equivariant.nn.conv import Conv, segment_sum
 from pyg_equivariant.nn.cutoff import CosineCutoff
+from pyg_equivariant.nn.dense import Dense
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.mlp import MLP
 
@@ -50,7 +51,7 @@ class RadialFieldConv(Conv):
     def __init__(self, channels: int, *, edge_channels: int = 0, avg_num_neighbors: float = 1.0) -> None:
         super().__init__()
         self.register_buffer("avg_num_neighbors", torch.tensor(float(avg_num_neighbors)))
-        step = nn.Linear(channels, 1, bias=False)
+        step = Dense(channels, 1, bias=False)
         # small, so that a deep stack does not fly apart at the start (as in EGNN's published code)
         nn.init.xavier_uniform_(step.weight, gain=0.001)
         self.field = nn.Sequential(MLP([1 + edge_channels, channels]), SiLU(), step, nn.Tanh())

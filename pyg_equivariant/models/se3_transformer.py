@@ -16,12 +16,12 @@ from pyg_equivariant.nn.cutoff import CosineCutoff, Cutoff
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.filter import RadialFilter
 from pyg_equivariant.nn.geometry import safe_norm
+from pyg_equivariant.nn.harmonics import spherical_harmonics
 from pyg_equivariant.nn.layer_norm import LayerNorm
 from pyg_equivariant.nn.linear import DegreeLinear
 from pyg_equivariant.nn.mlp import MLP
 from pyg_equivariant.nn.radial import GaussianBasis, RadialBasis
 from pyg_equivariant.nn.tensor_product import AllPaths, PathLinear, TensorProduct
-from pyg_equivariant.o3.harmonics import spherical_harmonics
 from pyg_equivariant.o3.layout import degree_slices, degrees, num_components
 
 __all__ = [

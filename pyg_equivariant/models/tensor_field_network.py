@@ -11,15 +11,16 @@ from pyg_equivariant.models.base import Representation
 from pyg_equivariant.nn.activation import Activation, ShiftedSoftplus
 from pyg_equivariant.nn.compiler import stored
 from pyg_equivariant.nn.cutoff import CosineCutoff, Cutoff
+from pyg_equivariant.nn.dense import Dense
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.filter import RadialFilter
 from pyg_equivariant.nn.geometry import safe_norm
+from pyg_equivariant.nn.harmonics import spherical_harmonics
 from pyg_equivariant.nn.interpolation import Interpolation, RadialNodes, tabulate_filter
 from pyg_equivariant.nn.loops import with_loops
 from pyg_equivariant.nn.pairs import find_pairs
 from pyg_equivariant.nn.radial import EnvelopedBasis, GaussianBasis, RadialBasis
 from pyg_equivariant.nn.tensor_product import AllPaths, PathLinear, TensorProductConv
-from pyg_equivariant.o3.harmonics import spherical_harmonics
 from pyg_equivariant.o3.layout import degree_slices, degrees
 
 __all__ = ["NormActivation", "TensorFieldConv", "TensorFieldNetwork", "degree_norms"]
@@ -175,7 +176,7 @@ class TensorFieldNetwork(Representation):
             for index in range(num_layers)
         )
         self.activations = nn.ModuleList(NormActivation(channels, lmax=lmax) for _ in range(num_layers))
-        self.lengths = nn.Linear((lmax + 1) * channels, channels, bias=False)
+        self.lengths = Dense((lmax + 1) * channels, channels, bias=False)
         nn.init.normal_(self.lengths.weight, std=1 / math.sqrt(self.lengths.in_features))
 
     def forward(

@@ -6,18 +6,19 @@ import math
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pyg_equivariant.models.base import Representation
 from pyg_equivariant.nn.activation import SiLU, silu
 from pyg_equivariant.nn.compiler import stored
 from pyg_equivariant.nn.conv import EdgeSumConv
 from pyg_equivariant.nn.cutoff import CosineCutoff
+from pyg_equivariant.nn.dense import Dense, linear
 from pyg_equivariant.nn.edge_sum import CONSTANT, Term
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.expnormal import ExpNormalBasis
 from pyg_equivariant.nn.filter import EnvelopedFilter
 from pyg_equivariant.nn.geometry import safe_norm
+from pyg_equivariant.nn.harmonics import spherical_harmonics
 from pyg_equivariant.nn.interpolation import Interpolation, RadialNodes, tabulate_filter
 from pyg_equivariant.nn.layer_norm import LayerNorm
 from pyg_equivariant.nn.linear import DegreeLinear
@@ -25,7 +26,6 @@ from pyg_equivariant.nn.loops import with_loops
 from pyg_equivariant.nn.pairs import find_pairs
 from pyg_equivariant.nn.radial import RadialBasis, enveloped
 from pyg_equivariant.o3.constants import ExactConstants
-from pyg_equivariant.o3.harmonics import spherical_harmonics
 from pyg_equivariant.o3.layout import degrees
 
 __all__ = ["TensorNet", "TensorNetConv", "TensorNetEmbedding"]
@@ -112,8 +112,8 @@ class TensorNetEmbedding(EdgeSumConv):
         # of the source's channels and of ones, which the target's channels then multiply
         super().__init__([Term(9 * x + m, x, m, degree, 1.0) for x in (0, 1) for m, degree in enumerate(DEGREES)], 18)
         self.embedding = AtomEmbedding(channels)
-        self.pair = nn.Linear(2 * channels, channels)
-        self.filter = nn.Linear(num_basis, 3 * channels, bias=False)
+        self.pair = Dense(2 * channels, channels)
+        self.filter = Dense(num_basis, 3 * channels, bias=False)
         self.norm = LayerNorm(channels)
         self.scale = _silu_layers(channels, 2 * channels, 3 * channels)
         self.linear = _linear(channels)
@@ -140,11 +140,11 @@ class TensorNetEmbedding(EdgeSumConv):
         """
         e = self.embedding(z)
         of_target, of_source = self.pair.weight.chunk(2, 1)
-        source = functional.linear(e, of_source)
+        source = linear(e, of_source)
         weight = self.filter(edge_rbf).unflatten(1, (3, -1))
         sent = torch.stack([source, torch.ones_like(source)], 1)
         of_sources, of_ones = self.message_and_aggregate(edge_index, sent, weight, edge_sh, pair, table).chunk(2, 1)
-        x = of_sources + functional.linear(e, of_target, self.pair.bias).unsqueeze(1) * of_ones
+        x = of_sources + linear(e, of_target, self.pair.bias).unsqueeze(1) * of_ones
         scale = self.scale(self.norm(x.square().sum(1))).unflatten(1, (3, -1))
         return _mix(self.linear, x) * scale[:, DEGREES]
 
@@ -216,7 +216,7 @@ def _bounded(x: Float[Tensor, "N 9 C"]) -> Float[Tensor, "N 9 C"]:
 
 def _silu_layers(*sizes: int) -> nn.Sequential:
     """Linear layers with the nonlinearity after each, the last too."""
-    layers = [(nn.Linear(fan_in, fan_out), SiLU()) for fan_in, fan_out in itertools.pairwise(sizes)]
+    layers = [(Dense(fan_in, fan_out), SiLU()) for fan_in, fan_out in itertools.pairwise(sizes)]
     return nn.Sequential(*itertools.chain.from_iterable(layers))
 
 
@@ -257,7 +257,7 @@ class TensorNet(Representation):
         self.embedding = TensorNetEmbedding(channels, num_basis + 1)
         self.convs = nn.ModuleList(TensorNetConv(channels, num_basis) for _ in range(num_layers))
         self.norm = LayerNorm(3 * channels)
-        self.out = nn.Linear(3 * channels, channels)
+        self.out = Dense(3 * channels, channels)
         self.matrices = _Matrices()
 
     def forward(

@@ -12,15 +12,18 @@ from pyg_equivariant.nn.conv import EdgeSumConv
 from pyg_equivariant.nn.cutoff import CosineCutoff
 from pyg_equivariant.nn.edge_sum import CONSTANT, Term
 from pyg_equivariant.nn.embedding import AtomEmbedding
+from pyg_equivariant.nn.exchange import exchange
 from pyg_equivariant.nn.expnormal import ExpNormalBasis
 from pyg_equivariant.nn.geometry import safe_norm
+from pyg_equivariant.nn.harmonic_sum import sum_to_edges
+from pyg_equivariant.nn.harmonics import spherical_harmonics
+from pyg_equivariant.nn.head_sum import head_dot, head_sum
 from pyg_equivariant.nn.layer_norm import LayerNorm
 from pyg_equivariant.nn.loops import with_loops
 from pyg_equivariant.nn.mlp import dense
 from pyg_equivariant.nn.neighbor_embedding import NeighborEmbedding
 from pyg_equivariant.nn.pairs import find_pairs, spread
 from pyg_equivariant.nn.radial import RadialBasis
-from pyg_equivariant.o3.harmonics import spherical_harmonics
 from pyg_equivariant.o3.layout import degrees, num_components
 
 __all__ = ["ViSNet", "ViSNetConv", "ViSNetEdgeUpdate"]
@@ -101,40 +104,23 @@ class ViSNetConv(EdgeSumConv):
             pair: Which row of ``edge`` an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own if not given.
         """
         scalar = self.norm(scalar)
-        message = self.edge_updater(
-            edge_index,
-            size=(scalar.shape[0], scalar.shape[0]),
-            query=self.query(scalar),
-            key=self.key(scalar),
-            value=self.value(scalar),
-            weight=spread(silu(self.filter(edge)), pair),
-            envelope=envelope,
-        )
+        weight_key, weight_value = silu(self.filter(edge)).chunk(2, -1)
+        source, target = edge_index
+        own = torch.arange(source.shape[0], device=source.device)
+        row = own if pair is None else pair
+        score = head_dot((self.query(scalar), target), (self.key(scalar), source), (weight_key, row), self.num_heads)
+        attention = silu(score) * envelope.unsqueeze(-1)
+        message = head_sum((self.value(scalar), source), (weight_value, row), attention, own, own.shape[0])
         filters = torch.cat([silu(self.to_vectors(message)), message], -1)
         ones = torch.ones_like(scalar).unsqueeze(1)
         sent = ones if self.mix is None else torch.cat([vec, ones], 1)
         received = self.message_and_aggregate(edge_index, sent, filters.unflatten(1, (-1, scalar.shape[1])), edge_sh)
-        dv, ds = received[:, :-1], self.out(received[:, -1])
+        dv, total = received.split([edge_sh.shape[1], 1], 1)
+        ds = self.out(total.squeeze(1))
         if self.mix is not None:
-            left, right, own = self.mix(vec).chunk(3, -1)
-            o1, o2, o3 = ds.chunk(3, -1)
-            ds, dv = o2 * (left * right).sum(1) + o3, dv + o1.unsqueeze(1) * own
+            ds, turned = exchange(ds, self.mix(vec))
+            dv = dv + turned
         return ds, dv
-
-    def edge_update(
-        self,
-        query_i: Float[Tensor, "E C"],
-        key_j: Float[Tensor, "E C"],
-        value_j: Float[Tensor, "E C"],
-        weight: Float[Tensor, "E C2"],
-        envelope: Float[Tensor, " E"],
-    ) -> Float[Tensor, "E C"]:
-        """The scalars that source j sends to target i."""
-        weight_key, weight_value = weight.chunk(2, -1)
-        score = (query_i * key_j * weight_key).unflatten(-1, (self.num_heads, -1)).sum(-1)
-        attention = silu(score) * envelope.unsqueeze(-1)
-        value = (value_j * weight_value).unflatten(-1, (self.num_heads, -1))
-        return (value * attention.unsqueeze(-1)).flatten(1)
 
 
 class ViSNetEdgeUpdate(nn.Module):
@@ -170,11 +156,14 @@ class ViSNetEdgeUpdate(nn.Module):
         """The update of the edges' features; the arguments are those of :class:`ViSNetConv`."""
         source, target = edge_index
         own, other = self.mix(vec).chunk(2, -1)
-        own, other = own.index_select(0, target), other.index_select(0, source)
-        sh = edge_sh.unsqueeze(-1)
+        rows = (0, edge_sh.shape[1])
+        along_own, along_other = (
+            sum_to_edges(edge_sh, v, n, rows).squeeze(1) for v, n in ((own, target), (other, source))
+        )
         # the product of the rejections, multiplied out
-        along = (sh * own).sum(1) * (sh * other).sum(1) * (edge_sh.square().sum(-1, keepdim=True) - 2.0)
-        return spread(silu(self.dense(edge)), pair) * ((own * other).sum(1) + along)
+        along = along_own * along_other * (edge_sh.square().sum(-1, keepdim=True) - 2.0)
+        across = (own.index_select(0, target) * other.index_select(0, source)).sum(1)
+        return spread(silu(self.dense(edge)), pair) * (across + along)
 
 
 class ViSNet(Representation):

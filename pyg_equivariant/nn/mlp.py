@@ -6,16 +6,16 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pyg_equivariant.nn.activation import Activation, SiLU
+from pyg_equivariant.nn.dense import Dense, linear
 
 __all__ = ["MLP", "PairMLP", "dense"]
 
 
 def dense(in_channels: int, out_channels: int, *, bias: bool = True) -> nn.Linear:
     """A linear layer with Glorot-uniform weights and a zero bias."""
-    layer = nn.Linear(in_channels, out_channels, bias=bias)
+    layer = Dense(in_channels, out_channels, bias=bias)
     nn.init.xavier_uniform_(layer.weight)
     if bias:
         nn.init.zeros_(layer.bias)
@@ -83,8 +83,8 @@ class PairMLP(MLP):
         first, *rest = self
         assert isinstance(first, nn.Linear)
         to_target, to_source, to_edge = first.weight.split(self.split, dim=1)
-        y = functional.linear(x, to_target, first.bias).index_select(0, edge_index[1])
-        y = y + functional.linear(x, to_source).index_select(0, edge_index[0]) + functional.linear(edge, to_edge)
+        y = linear(x, to_target, first.bias).index_select(0, edge_index[1])
+        y = y + linear(x, to_source).index_select(0, edge_index[0]) + linear(edge, to_edge)
         for layer in rest:
             y = layer(y)
         return y

@@ -3,6 +3,8 @@
 from torch import nn
 from torch_geometric.nn.inits import glorot_orthogonal
 
+from pyg_equivariant.nn.dense import Dense
+
 __all__ = ["orthogonal_dense"]
 
 
@@ -11,7 +13,7 @@ def orthogonal_dense(in_channels: int, out_channels: int, *, bias: bool = True) 
 
     PhysNet and DimeNet start with these (Unke & Meuwly 2019, arXiv:1902.08408, section II.C).
     """
-    layer = nn.Linear(in_channels, out_channels, bias=bias)
+    layer = Dense(in_channels, out_channels, bias=bias)
     glorot_orthogonal(layer.weight, scale=2.0)
     if bias:
         nn.init.zeros_(layer.bias)

@@ -7,10 +7,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pyg_equivariant.nn.compiler import stored
+from pyg_equivariant.nn.dense import linear
 from pyg_equivariant.nn.harmonic_sum import sum_to_atoms, sum_to_edges
+from pyg_equivariant.nn.harmonics import spherical_harmonics
 from pyg_equivariant.nn.pairs import find_returns
 from pyg_equivariant.nn.product_sum import sum_products_to_atoms
-from pyg_equivariant.o3.harmonics import spherical_harmonics
 from pyg_equivariant.o3.layout import degrees, lmax_of
 
 __all__ = ["Paths", "find_paths", "sum_over_paths", "sum_products_over_paths"]
@@ -97,7 +98,8 @@ def sum_products_over_paths(
     """
     target = paths.edge_index[1]
     tensors = sum_products_to_atoms(paths.arriving, factors, weight, x, target, paths.num_atoms, _first(paths))
-    return _received(paths, tensors, x * ((_straight(paths).unsqueeze(-1) * factors).sum(1) @ weight))
+    straight = (_straight(paths).unsqueeze(-1) * factors).sum(1)
+    return _received(paths, tensors, x * linear(straight, weight.T))
 
 
 def _first(paths: Paths) -> tuple[int, ...]:

@@ -15,11 +15,12 @@ from pyg_equivariant.models.egnn import VelocityEGNNConv
 from pyg_equivariant.models.radial_field import VelocityRadialFieldConv
 from pyg_equivariant.models.se3_transformer import NormNonlinearity, SE3TransformerConv
 from pyg_equivariant.models.tensor_field_network import NormActivation, TensorFieldConv
+from pyg_equivariant.nn.dense import Dense
 from pyg_equivariant.nn.geometry import safe_norm
+from pyg_equivariant.nn.harmonics import spherical_harmonics
 from pyg_equivariant.nn.loops import with_loops
 from pyg_equivariant.nn.radial import GaussianBasis
 from pyg_equivariant.nn.tensor_product import AllPaths
-from pyg_equivariant.o3.harmonics import spherical_harmonics
 from pyg_equivariant.potential import Predictor
 from pyg_equivariant.training.ema import ExponentialMovingAverage
 from pyg_equivariant.training.losses import Term, WeightedLoss
@@ -114,7 +115,7 @@ class EGNNDynamics(Dynamics):
 
     def __init__(self, channels: int = 64, num_layers: int = 4, *, avg_num_neighbors: float = 4.0) -> None:
         super().__init__(channels)
-        self.embedding = nn.Linear(1, channels)
+        self.embedding = Dense(1, channels)
         self.convs = nn.ModuleList(
             VelocityEGNNConv(channels, edge_channels=2, avg_num_neighbors=avg_num_neighbors) for _ in range(num_layers)
         )

@@ -55,6 +55,22 @@ struct Harmonics {
     const int64_t *index, *first;
 };
 
+// Rows of which each edge reads one.
+template <typename T> struct Factor {
+    const T *data;
+    int64_t stride, rows;
+    const int64_t *index;
+    const T *of(int64_t edge) const { return data + index[edge] * stride; }
+};
+
+struct Heads {
+    int64_t edges, channels, heads, threads;
+};
+
+struct Exchange {
+    int64_t rows, components, channels, threads;
+};
+
 // The first edge that leads out of the atoms, or -1.
 inline int64_t stray(const Harmonics &size) {
     for (int64_t e = 0; e < size.edges; ++e)
@@ -86,6 +102,16 @@ template <typename T> int64_t harmonic_to_atoms(const Harmonics &, const T *y, c
 template <typename T> int64_t harmonic_to_edges(const Harmonics &, const T *y, const T *a, T *out);
 template <typename T> int64_t harmonic_dot(const Harmonics &, const T *v, const T *a, T *out);
 
+// see harmonics.cpp; of edges, with their highest degree for channels
+template <typename T> void harmonics_forward(const Rows2d &, const T *v, T *out);
+template <typename T> void harmonics_backward(const Rows2d &, const T *v, const T *g, T *out);
+template <typename T> void harmonics_second(const Rows2d &, const T *v, const T *g, const T *h, T *v_out, T *g_out);
+
+// see head_sum.cpp
+template <typename T>
+int64_t head_sum(const Heads &, Factor<T> a, Factor<T> b, const T *s, int64_t places, const int64_t *place, T *out);
+template <typename T> int64_t head_dot(const Heads &, Factor<T> a, Factor<T> b, Factor<T> c, T *out);
+
 // see product_sum.cpp; b has the width rank
 template <typename T>
 int64_t product_to_atoms(const Harmonics &, int64_t rank, const T *y, const T *b, const T *w, const T *x, T *out);
@@ -111,6 +137,14 @@ template <typename T>
 void layer_norm_backward(const Rows2d &, T eps, const T *x, const T *w, const T *g, T *x_out, T *weights_out);
 template <typename T>
 void layer_norm_second(const Rows2d &, T eps, const T *x, const T *w, const T *g, const T *h, T *x_out, T *w_out, T *g_out);
+
+// see exchange.cpp
+template <typename T> void exchange_forward(const Exchange &, const T *o, const T *x, T *s, T *w);
+template <typename T>
+void exchange_backward(const Exchange &, const T *o, const T *x, const T *g, const T *h, T *o_out, T *x_out);
+template <typename T>
+void exchange_second(const Exchange &, const T *o, const T *x, const T *g, const T *h, const T *p, const T *q, T *o_out,
+                     T *x_out, T *g_out, T *h_out);
 
 // see pairs.cpp; returns how many pairs there are
 template <typename T>

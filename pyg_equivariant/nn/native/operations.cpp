@@ -24,6 +24,7 @@
 
 using at::Tensor;
 using kernels::DenseChain;
+using kernels::Exchange;
 using kernels::Graph;
 using kernels::Harmonics;
 using kernels::Inputs;
@@ -46,6 +47,22 @@ template <typename T> static const T *in_if(const Tensor &tensor) { return tenso
 template <typename T> static T *out_if(const Tensor &tensor) { return tensor.numel() ? out<T>(tensor) : nullptr; }
 static Tensor empty(const Tensor &like) { return at::empty(like.sizes(), like.options()); }
 static Tensor zeros(const Tensor &like) { return at::zeros(like.sizes(), like.options()); }
+
+// Rows of as many channels as the last axis has.
+struct Rows {
+    const Tensor tensor;
+    int64_t count, channels;
+
+    explicit Rows(const Tensor &x)
+        : tensor(x.dim() == 2 && x.stride(1) == 1 && x.stride(0) >= x.size(1) ? x : x.contiguous()),
+          count(c10::multiply_integers(x.sizes().slice(0, x.dim() - 1))), channels(x.size(-1)) {}
+    int64_t stride() const { return std::max<int64_t>(1, tensor.dim() == 2 ? tensor.stride(0) : channels); }
+    Tensor like(int64_t width) const {
+        auto sizes = tensor.sizes().vec();
+        sizes.back() = width;
+        return at::empty(sizes, tensor.options());
+    }
+};
 
 // Sums over edges. Their terms are known by a key, for all of the program's life.
 
@@ -219,6 +236,51 @@ static Tensor interpolation_dot(const Tensor &g, const Tensor &table, const Tens
     return result;
 }
 
+// Harmonics of edges.
+
+static Rows2d vectors(const Tensor &v, int64_t lmax) {
+    TORCH_CHECK_VALUE(v.dim() == 2 && v.size(1) == 3 && lmax >= 0, "harmonics up to degree ", lmax, " of vectors ", v.sizes());
+    return {v.size(0), lmax, at::get_num_threads()};
+}
+
+static void components(const Tensor &g, const Rows2d &size) {
+    TORCH_CHECK_VALUE(g.dim() == 2 && g.size(0) == size.rows && g.size(1) == (size.channels + 1) * (size.channels + 1),
+                      "harmonics up to degree ", size.channels, " of ", size.rows, " edges got gradients ", g.sizes());
+}
+
+static Tensor harmonics_forward(const Tensor &v, int64_t lmax) {
+    const Rows2d size = vectors(v, lmax);
+    const Tensor vec = v.contiguous(), y = at::empty({size.rows, (lmax + 1) * (lmax + 1)}, v.options());
+    typed(v, [&](auto zero) {
+        using T = decltype(zero);
+        kernels::harmonics_forward<T>(size, in<T>(vec), out<T>(y));
+    });
+    return y;
+}
+
+static Tensor harmonics_backward(const Tensor &v, const Tensor &g, int64_t lmax) {
+    const Rows2d size = vectors(v, lmax);
+    components(g, size);
+    const Tensor vec = v.contiguous(), grad = g.contiguous(), of_v = empty(vec);
+    typed(v, [&](auto zero) {
+        using T = decltype(zero);
+        kernels::harmonics_backward<T>(size, in<T>(vec), in<T>(grad), out<T>(of_v));
+    });
+    return of_v;
+}
+
+static std::tuple<Tensor, Tensor> harmonics_second(const Tensor &v, const Tensor &g, const Tensor &h, int64_t lmax) {
+    const Rows2d size = vectors(v, lmax);
+    components(g, size);
+    TORCH_CHECK_VALUE(h.sizes() == v.sizes(), "vectors are ", v.sizes(), " and ", h.sizes());
+    const Tensor vec = v.contiguous(), grad = g.contiguous(), by = h.contiguous(), of_v = empty(vec), of_g = empty(grad);
+    typed(v, [&](auto zero) {
+        using T = decltype(zero);
+        kernels::harmonics_second<T>(size, in<T>(vec), in<T>(grad), in<T>(by), out<T>(of_v), out<T>(of_g));
+    });
+    return {of_v, of_g};
+}
+
 // Sums of harmonics.
 
 struct HarmonicSum {
@@ -342,6 +404,57 @@ product_second(const Tensor &sh, const Tensor &factors, const Tensor &weight, co
                                           out<T>(of_b), out<T>(of_w), out<T>(of_x), out<T>(of_g));
     }));
     return {of_y, of_b, of_w, of_x, of_g};
+}
+
+// Products of rows that edges read.
+
+struct Heads {
+    const Rows a, b;
+    const Tensor to_a, to_b, to_c;
+    kernels::Heads size;
+
+    Heads(const Tensor &a, const Tensor &b, const Tensor &to_a, const Tensor &to_b, const Tensor &to_c, int64_t heads)
+        : a(a), b(b), to_a(to_a.contiguous()), to_b(to_b.contiguous()), to_c(to_c.contiguous()),
+          size{to_a.size(0), a.size(1), heads, at::get_num_threads()} {
+        TORCH_CHECK_VALUE(b.size(1) == a.size(1) && to_b.size(0) == size.edges && to_c.size(0) == size.edges,
+                          "edges read rows of ", a.sizes(), " and ", b.sizes(), " at ", to_a.sizes(), ", ", to_b.sizes(),
+                          " and ", to_c.sizes());
+        TORCH_CHECK_VALUE(heads > 0 && size.channels % heads == 0, size.channels, " channels in ", heads, " heads");
+    }
+    template <typename T> static kernels::Factor<T> factor(const Rows &rows, const Tensor &index) {
+        return {in<T>(rows.tensor), rows.stride(), rows.count, indices(index)};
+    }
+    void check(int64_t edge, int64_t places) const {
+        TORCH_CHECK_INDEX(edge < 0, "edge ", edge, " reads the rows ", indices(to_a)[edge], " of ", a.count, ", ",
+                          indices(to_b)[edge], " of ", b.count, " and ", indices(to_c)[edge], " of ", places);
+    }
+};
+
+static Tensor head_sum(const Tensor &a, const Tensor &b, const Tensor &s, const Tensor &to_a, const Tensor &to_b,
+                       const Tensor &to_c, int64_t places) {
+    const Heads heads(a, b, to_a, to_b, to_c, s.size(1));
+    TORCH_CHECK_VALUE(s.size(0) == heads.size.edges, heads.size.edges, " edges have factors ", s.sizes());
+    const Tensor factors = s.contiguous(), result = at::empty({places, a.size(1)}, a.options());
+    heads.check(typed(a, [&](auto zero) {
+        using T = decltype(zero);
+        return kernels::head_sum<T>(heads.size, Heads::factor<T>(heads.a, heads.to_a), Heads::factor<T>(heads.b, heads.to_b),
+                                    in<T>(factors), places, indices(heads.to_c), out<T>(result));
+    }), places);
+    return result;
+}
+
+static Tensor head_dot(const Tensor &a, const Tensor &b, const Tensor &c, const Tensor &to_a, const Tensor &to_b,
+                       const Tensor &to_c, int64_t number) {
+    const Heads heads(a, b, to_a, to_b, to_c, number);
+    TORCH_CHECK_VALUE(c.size(1) == a.size(1), "edges multiply rows of ", a.sizes(), " by rows of ", c.sizes());
+    const Rows third(c);
+    const Tensor result = at::empty({heads.size.edges, number}, a.options());
+    heads.check(typed(a, [&](auto zero) {
+        using T = decltype(zero);
+        return kernels::head_dot<T>(heads.size, Heads::factor<T>(heads.a, heads.to_a), Heads::factor<T>(heads.b, heads.to_b),
+                                    Heads::factor<T>(third, heads.to_c), out<T>(result));
+    }), third.count);
+    return result;
 }
 
 // Chains of dense layers.
@@ -679,6 +792,52 @@ static Tensor block_outer(const Tensor &left, const Tensor &right, const Optiona
     return result;
 }
 
+// Dense layers.
+
+template <typename T> static Matrix<T> matrix(const Rows &rows, bool transposed = false) {
+    return {in<T>(rows.tensor), rows.stride(), transposed};
+}
+
+static Tensor linear_forward(const Tensor &x, const Tensor &w, const Optional &b) {
+    TORCH_CHECK_VALUE(x.dim() && w.dim() == 2 && x.size(-1) == w.size(1) && (!b || b->numel() == w.size(0)), "a matrix ",
+                      w.sizes(), " cannot multiply rows ", x.sizes());
+    const Rows rows(x), weight(w);
+    const Tensor y = rows.like(w.size(0)), bias = contiguous(b);
+    const int64_t outs = w.size(0);
+    typed(x, [&](auto zero) {
+        using T = decltype(zero);
+        if (b)
+            for (int64_t n = 0; n < rows.count; ++n) std::copy_n(in<T>(bias), outs, out<T>(y) + n * outs);
+        multiply<T>(rows.count, outs, rows.channels, matrix<T>(rows), matrix<T>(weight, true), out<T>(y), outs, bool(b));
+    });
+    return y;
+}
+
+static Tensor linear_back(const Tensor &g, const Tensor &w) {
+    TORCH_CHECK_VALUE(g.dim() && w.dim() == 2 && g.size(-1) == w.size(0), "a matrix ", w.sizes(),
+                      " cannot multiply gradients ", g.sizes());
+    const Rows rows(g), weight(w);
+    const Tensor x = rows.like(w.size(1));
+    typed(g, [&](auto zero) {
+        using T = decltype(zero);
+        multiply<T>(rows.count, w.size(1), rows.channels, matrix<T>(rows), matrix<T>(weight), out<T>(x), w.size(1));
+    });
+    return x;
+}
+
+static Tensor linear_outer(const Tensor &g, const Tensor &x) {
+    TORCH_CHECK_VALUE(g.dim() && g.dim() == x.dim() && g.sizes().slice(0, g.dim() - 1) == x.sizes().slice(0, x.dim() - 1),
+                      "gradients ", g.sizes(), " do not belong to rows ", x.sizes());
+    const Rows left(g), right(x);
+    const int64_t outs = left.channels, ins = right.channels;
+    const Tensor w = at::empty({outs, ins}, g.options());
+    typed(g, [&](auto zero) {
+        using T = decltype(zero);
+        multiply<T>(outs, ins, left.count, matrix<T>(left, true), matrix<T>(right), out<T>(w), ins);
+    });
+    return w;
+}
+
 // Normalisation of rows.
 
 static Rows2d rows_of(const Tensor &x, const Tensor &w, const Tensor &like) {
@@ -720,6 +879,63 @@ static std::tuple<Tensor, Tensor, Tensor> layer_norm_second(const Tensor &x, con
     return {of_x, of_w, of_g};
 }
 
+// What scalars and vectors send each other.
+
+static Exchange exchanged(const Tensor &o, const Tensor &x) {
+    TORCH_CHECK_VALUE(o.dim() == 2 && x.dim() == 3 && o.size(0) == x.size(0) && o.size(1) == x.size(2) && o.size(1) % 3 == 0,
+                      "three scalars and three vectors a channel are exchanged, got ", o.sizes(), " and ", x.sizes());
+    return {x.size(0), x.size(1), x.size(2) / 3, at::get_num_threads()};
+}
+
+static Exchange exchanged(const Tensor &o, const Tensor &x, const Tensor &g, const Tensor &h) {
+    const Exchange size = exchanged(o, x);
+    TORCH_CHECK_VALUE(g.sizes() == at::IntArrayRef({size.rows, size.channels}) &&
+                          h.sizes() == at::IntArrayRef({size.rows, size.components, size.channels}), "scalars ",
+                      o.sizes(), " and vectors ", x.sizes(), " got gradients ", g.sizes(), " and ", h.sizes());
+    return size;
+}
+
+static std::tuple<Tensor, Tensor> exchange_forward(const Tensor &scalars, const Tensor &vectors) {
+    const Exchange size = exchanged(scalars, vectors);
+    const Tensor o = scalars.contiguous(), x = vectors.contiguous();
+    const Tensor s = at::empty({size.rows, size.channels}, o.options());
+    const Tensor w = at::empty({size.rows, size.components, size.channels}, o.options());
+    typed(o, [&](auto zero) {
+        using T = decltype(zero);
+        kernels::exchange_forward<T>(size, in<T>(o), in<T>(x), out<T>(s), out<T>(w));
+    });
+    return {s, w};
+}
+
+static std::tuple<Tensor, Tensor> exchange_backward(const Tensor &scalars, const Tensor &vectors, const Tensor &of_s,
+                                                    const Tensor &of_w) {
+    const Exchange size = exchanged(scalars, vectors, of_s, of_w);
+    const Tensor o = scalars.contiguous(), x = vectors.contiguous(), g = of_s.contiguous(), h = of_w.contiguous();
+    const Tensor of_o = empty(o), of_x = empty(x);
+    typed(o, [&](auto zero) {
+        using T = decltype(zero);
+        kernels::exchange_backward<T>(size, in<T>(o), in<T>(x), in<T>(g), in<T>(h), out<T>(of_o), out<T>(of_x));
+    });
+    return {of_o, of_x};
+}
+
+static std::tuple<Tensor, Tensor, Tensor, Tensor> exchange_second(const Tensor &scalars, const Tensor &vectors,
+                                                                  const Tensor &of_s, const Tensor &of_w,
+                                                                  const Tensor &by_o, const Tensor &by_x) {
+    const Exchange size = exchanged(scalars, vectors, of_s, of_w);
+    TORCH_CHECK_VALUE(by_o.sizes() == scalars.sizes() && by_x.sizes() == vectors.sizes(), "scalars ", scalars.sizes(),
+                      " and vectors ", vectors.sizes(), " got directions ", by_o.sizes(), " and ", by_x.sizes());
+    const Tensor o = scalars.contiguous(), x = vectors.contiguous(), g = of_s.contiguous(), h = of_w.contiguous();
+    const Tensor p = by_o.contiguous(), q = by_x.contiguous();
+    const Tensor of_o = empty(o), of_x = empty(x), of_g = empty(g), of_h = empty(h);
+    typed(o, [&](auto zero) {
+        using T = decltype(zero);
+        kernels::exchange_second<T>(size, in<T>(o), in<T>(x), in<T>(g), in<T>(h), in<T>(p), in<T>(q), out<T>(of_o),
+                                    out<T>(of_x), out<T>(of_g), out<T>(of_h));
+    });
+    return {of_o, of_x, of_g, of_h};
+}
+
 // Each under two names: without the underscore it has derivatives.
 TORCH_LIBRARY_IMPL(pyg_equivariant, CPU, m) {
     for (const std::string prefix : {"", "_"}) {
@@ -731,9 +947,14 @@ TORCH_LIBRARY_IMPL(pyg_equivariant, CPU, m) {
         both("interpolation_read", TORCH_FN(interpolation_read));
         both("interpolation_put", TORCH_FN(interpolation_put));
         both("interpolation_dot", TORCH_FN(interpolation_dot));
+        both("harmonics_forward", TORCH_FN(harmonics_forward));
+        both("harmonics_backward", TORCH_FN(harmonics_backward));
+        both("harmonics_second", TORCH_FN(harmonics_second));
         both("harmonic_to_atoms", TORCH_FN(harmonic_to_atoms));
         both("harmonic_to_edges", TORCH_FN(harmonic_to_edges));
         both("harmonic_dot", TORCH_FN(harmonic_dot));
+        both("head_sum", TORCH_FN(head_sum));
+        both("head_dot", TORCH_FN(head_dot));
         both("product_to_atoms", TORCH_FN(product_to_atoms));
         both("product_backward", TORCH_FN(product_backward));
         both("product_second", TORCH_FN(product_second));
@@ -742,9 +963,15 @@ TORCH_LIBRARY_IMPL(pyg_equivariant, CPU, m) {
         both("dense_chain_backward", TORCH_FN(dense_chain_backward));
         both("dense_chain_gradients", TORCH_FN(dense_chain_gradients));
         both("dense_chain_second", TORCH_FN(dense_chain_second));
+        both("linear_forward", TORCH_FN(linear_forward));
+        both("linear_back", TORCH_FN(linear_back));
+        both("linear_outer", TORCH_FN(linear_outer));
         both("layer_norm_forward", TORCH_FN(layer_norm_forward));
         both("layer_norm_backward", TORCH_FN(layer_norm_backward));
         both("layer_norm_second", TORCH_FN(layer_norm_second));
+        both("exchange_forward", TORCH_FN(exchange_forward));
+        both("exchange_backward", TORCH_FN(exchange_backward));
+        both("exchange_second", TORCH_FN(exchange_second));
         both("find_pairs", TORCH_FN(find_pairs));
         both("find_returns", TORCH_FN(find_returns));
         both("block_product", TORCH_FN(block_product));

@@ -4,10 +4,11 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from torch._inductor import sizevars
+from torch._inductor import ir, sizevars
 from torch._inductor.codegen.common import pointwise_overrides_data
 from torch._inductor.dtype_propagation import DtypePropagationOpsHandler
 from torch._inductor.utils import op_dtype_propagation_rules
+from torch._inductor.virtualized import V
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.fx.experimental.sym_node import SymNode
 from torch.utils._sympy.functions import FloorDiv, ModularIndexing
@@ -24,6 +25,8 @@ def take_shortcuts() -> None:
         *((SymNode, f"_{name}", functools.partial(_remembered, name)) for name in SIZES),
         (sizevars, "simplify_index_in_vec_range", _simplified),
         (DtypePropagationOpsHandler, "__init__", _set_up_once),
+        (SymNode, "maybe_as_int", lambda own: _as_int),
+        (ir, "ir_node_to_tensor", _one_a_shape),
     ]
     for owner, name, change in changes:
         setattr(owner, name, change(getattr(owner, name)))
@@ -72,3 +75,29 @@ def _set_up_once(own: Callable[[DtypePropagationOpsHandler], None]) -> Callable[
         set_up(self, len(op_dtype_propagation_rules), len(pointwise_overrides_data))
 
     return once
+
+
+def _as_int(self: SymNode) -> int | None:
+    """Every operation on sizes asks whether they are numbers."""
+    return _number(self.expr)
+
+
+@functools.cache
+def _number(size: Any) -> int | None:
+    return int(size) if size.is_number else None
+
+
+def _one_a_shape(own: Callable[..., Any]) -> Callable[..., Any]:
+    """What shapes an operation of ours has is found out with tensors without contents, two operations each."""
+
+    def tensor(x: Any, replace_symbols_with_hints: bool = False) -> Any:
+        if x is None or replace_symbols_with_hints:
+            return own(x, replace_symbols_with_hints)
+        known: dict[Any, Any] = vars(V.graph).setdefault("pyg_equivariant_tensors", {})
+        stride = tuple(x.get_layout().stride) if ir.is_storage_and_layout(x) else None
+        key = (tuple(x.get_size()), stride, x.get_dtype(), x.get_device())
+        if key not in known:
+            known[key] = own(x)
+        return known[key]
+
+    return tensor

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pyg_equivariant.nn.conv import segment_sum
-from pyg_equivariant.nn.native import is_wanted, operation, runs_on
+from pyg_equivariant.nn.native import operation, runs_on, third_derivative
 
 __all__ = ["head_dot", "head_sum"]
 
@@ -73,39 +73,85 @@ def head_sum(
     return segment_sum((product * factors.unsqueeze(-1)).flatten(1), index, size)
 
 
-# Two operations whose derivatives are each other, so that all orders exist. The form of which all are derivatives is
-# Q = Σ_ec a[to_a[e], c] b[to_b[e], c] c[to_c[e], c] s[e, h(c)]: dot = ∂Q/∂s, sum = ∂Q/∂c, and by a or b likewise.
+# The form of which all are derivatives is Q = Σ_ec a[to_a[e], c] b[to_b[e], c] c[to_c[e], c] s[e, h(c)]: dot = ∂Q/∂s,
+# sum = ∂Q/∂c, first = ∂Q/∂(a, b, c) or ∂Q/∂(a, b, s): what a dot or a sum has as its derivatives, of which the gradient
+# stands in the place of s or c. second = the derivatives of h · first by all four.
 
 
+_INDICES = "Tensor to_a, Tensor to_b, Tensor to_c"
 _dot = operation(
-    "head_dot(Tensor a, Tensor b, Tensor c, Tensor to_a, Tensor to_b, Tensor to_c, int heads) -> Tensor",
+    f"head_dot(Tensor a, Tensor b, Tensor c, {_INDICES}, int heads) -> Tensor",
     lambda a, b, c, to_a, to_b, to_c, heads: a.new_empty(to_a.shape[0], heads),
 )
 _sum = operation(
-    "head_sum(Tensor a, Tensor b, Tensor s, Tensor to_a, Tensor to_b, Tensor to_c, SymInt size) -> Tensor",
+    f"head_sum(Tensor a, Tensor b, Tensor s, {_INDICES}, SymInt size) -> Tensor",
     lambda a, b, s, to_a, to_b, to_c, size: a.new_empty(size, a.shape[1]),
+)
+_first = operation(
+    f"head_first(Tensor a, Tensor b, Tensor c, Tensor s, {_INDICES}, bool by_s) -> (Tensor, Tensor, Tensor)",
+    lambda a, b, c, s, to_a, to_b, to_c, by_s: _like(a, b, s if by_s else c),
+)
+_second = operation(
+    "head_second(Tensor a, Tensor b, Tensor c, Tensor s, Tensor ha, Tensor hb, Tensor h, "
+    f"{_INDICES}, bool by_s) -> (Tensor, Tensor, Tensor, Tensor)",
+    lambda a, b, c, s, ha, hb, h, to_a, to_b, to_c, by_s: _like(a, b, c, s),
 )
 
 
+def _like(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(tensor.new_empty(tensor.shape) for tensor in tensors)
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
-    ctx.save_for_backward(*inputs[:6])
+    *tensors, ctx.last = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _dot_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    a, b, c, to_a, to_b, to_c = ctx.saved_tensors
-    of_a = _sum(b, c, g, to_b, to_c, to_a, a.shape[0]) if is_wanted(ctx, 0) else None
-    of_b = _sum(a, c, g, to_a, to_c, to_b, b.shape[0]) if is_wanted(ctx, 1) else None
-    of_c = _sum(a, b, g, to_a, to_b, to_c, c.shape[0]) if is_wanted(ctx, 2) else None
-    return of_a, of_b, of_c, None, None, None, None
+    a, b, c, *indices = ctx.saved_tensors
+    return *_first(a, b, c, g, *indices, False), None, None, None, None
 
 
 def _sum_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    a, b, s, to_a, to_b, to_c = ctx.saved_tensors
-    of_a = _sum(b, g, s, to_b, to_c, to_a, a.shape[0]) if is_wanted(ctx, 0) else None
-    of_b = _sum(a, g, s, to_a, to_c, to_b, b.shape[0]) if is_wanted(ctx, 1) else None
-    of_s = _dot(a, b, g, to_a, to_b, to_c, s.shape[1]) if is_wanted(ctx, 2) else None
-    return of_a, of_b, of_s, None, None, None, None
+    a, b, s, *indices = ctx.saved_tensors
+    return *_first(a, b, g, s, *indices, True), None, None, None, None
 
 
-torch.library.register_autograd(_dot, _dot_backward, setup_context=_save)
-torch.library.register_autograd(_sum, _sum_backward, setup_context=_save)
+def _first_backward(ctx: Any, *h: Tensor) -> tuple[Tensor | None, ...]:
+    tensors, indices = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+    return *_second(*tensors, *h, *indices, ctx.last), None, None, None, None
+
+
+def _second_backward(ctx: Any, *k: Tensor) -> tuple[Tensor | None, ...]:
+    tensors, indices = ctx.saved_tensors[:7], ctx.saved_tensors[7:]
+    return *third_derivative(_along, tensors, (*indices, ctx.last), k), None, None, None, None
+
+
+for _each, _derivative in (
+    (_dot, _dot_backward),
+    (_sum, _sum_backward),
+    (_first, _first_backward),
+    (_second, _second_backward),
+):
+    torch.library.register_autograd(_each, _derivative, setup_context=_save)
+
+
+def _along(
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    s: Tensor,
+    ha: Tensor,
+    hb: Tensor,
+    h: Tensor,
+    to_a: Tensor,
+    to_b: Tensor,
+    to_c: Tensor,
+    by_s: bool,
+) -> tuple[Tensor, ...]:
+    """What ``head_second`` does, by PyTorch's operations: only a loss of second derivatives needs its own."""
+    a, b, c, s = (tensor.view_as(tensor) for tensor in (a, b, c, s))
+    product = a.index_select(0, to_a) * b.index_select(0, to_b) * c.index_select(0, to_c)
+    form = (product.unflatten(1, (s.shape[1], -1)).sum(-1) * s).sum()
+    first = torch.autograd.grad(form, (a, b, s if by_s else c), create_graph=True)
+    return torch.autograd.grad(first, (a, b, c, s), (ha, hb, h), create_graph=True)

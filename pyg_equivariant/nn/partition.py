@@ -1,6 +1,7 @@
 """What a compiled training step keeps from its forward part for the backward one."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -8,8 +9,6 @@ import torch._functorch.config
 from torch._functorch import partitioners
 from torch._inductor.custom_graph_pass import CustomPartitionerFn, get_hash_for_files
 from torch.fx import GraphModule
-
-from pyg_equivariant.nn import activation, compiler
 
 __all__ = ["Partition"]
 
@@ -44,5 +43,5 @@ class Partition(CustomPartitionerFn):
             return parts
 
     def uuid(self) -> Any:
-        """For the compiler's cache."""
-        return get_hash_for_files((__file__, activation.__file__, compiler.__file__))  # with what our operations are
+        """For the compiler's cache: it keeps graphs with the derivatives that our operations had."""
+        return get_hash_for_files(tuple(str(file) for file in sorted(Path(__file__).parent.rglob("*.py"))))

@@ -66,14 +66,16 @@ def test_single_precision_and_no_edges() -> None:
     assert torch.equal(head_sum((a, none), (b, none), s[:0], none, 2), a.new_zeros(2, 48))
 
 
-def test_only_what_is_asked_for_is_computed() -> None:
-    """Forces ask for derivatives by what depends on positions, here the filters, not for those by the atoms'."""
+def test_loss_of_forces_takes_one_operation_for_each_derivative() -> None:
     (a, b, c, _), (to_a, to_b, to_c) = arguments(16, 2)
-    score = head_dot((a * 1, to_a), (b * 1, to_b), (c * 1, to_c), 2)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        torch.autograd.grad(score.sum(), c, create_graph=True)
+        score = head_dot((a.sin(), to_a), (b.sin(), to_b), (c.sin(), to_c), 2)
+        y = head_sum((a.cos(), to_a), (c.cos(), to_c), score.tanh(), to_b, ATOMS + 1)
+        (force,) = torch.autograd.grad(y.sin().sum(), c, create_graph=True)
+        force.square().sum().backward()
     counts = {event.key: event.count for event in profile.key_averages()}
-    assert counts["pyg_equivariant::head_sum"] == 1
+    found = {name: counts[f"pyg_equivariant::head_{name}"] for name in ("dot", "sum", "first", "second")}
+    assert found == {"dot": 1, "sum": 1, "first": 4, "second": 2}
 
 
 def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +89,7 @@ def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         head_dot((a, to_a), (b, to_b), (c, to_c), 3)
     with pytest.raises(ValueError, match=r"rows of \[6, 8\] and \[7, 7\]"):
         head_sum((a, to_a), (b[:, 1:], to_b), s, to_c, ROWS)
-    with pytest.raises(ValueError, match=r"rows of \[6, 8\] by rows of \[9, 7\]"):
+    with pytest.raises(ValueError, match=r"edges multiply 8 channels by rows of \[9, 7\]"):
         head_dot((a, to_a), (b, to_b), (c[:, 1:], to_c), 2)
-    with pytest.raises(ValueError, match=r"20 edges have factors \[19, 2\]"):
+    with pytest.raises(ValueError, match=r"20 edges with 2 heads have factors \[19, 2\]"):
         head_sum((a, to_a), (b, to_b), s[1:], to_c, ROWS)

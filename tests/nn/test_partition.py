@@ -1,6 +1,7 @@
 """What the compiled step keeps: what atoms have, not what their edges read of it."""
 
 import functools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import torch
 from functorch.compile import aot_function, make_boxed_func, nop
 from torch import Tensor, fx
 from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch._inductor.custom_graph_pass import get_hash_for_files
 
 from pyg_equivariant.models import SchNet
 from pyg_equivariant.nn import activation
 from pyg_equivariant.potential import Potential
 
-Partition = pytest.importorskip("pyg_equivariant.nn.partition", exc_type=ImportError).Partition
+partition = pytest.importorskip("pyg_equivariant.nn.partition", exc_type=ImportError)
+Partition = partition.Partition
 
 ATOMS, EDGES, CHANNELS = 5, 40, 3
 
@@ -70,10 +73,16 @@ def test_compiled_models_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told["options"]["epilogue_fusion"] is False
 
 
-def test_what_the_compiler_stored_is_of_the_same_operations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Whoever changes SiLU's formula does not get the code of before from the compiler's cache."""
+@pytest.mark.parametrize("changed", ["activation.py", "head_sum.py", "native/__init__.py"])
+def test_what_the_compiler_stored_is_of_the_same_operations(
+    changed: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whoever changes a derivative's formula does not get the graph of before from the compiler's cache."""
+    folder = shutil.copytree(Path(partition.__file__).parent, tmp_path / "nn")
+    monkeypatch.setattr(partition, "__file__", str(folder / "partition.py"))
     before = Partition().uuid()
-    changed = tmp_path / "activation.py"
-    changed.write_text(Path(activation.__file__).read_text() + "# another formula\n")
-    monkeypatch.setattr(activation, "__file__", str(changed))
+    get_hash_for_files.cache_clear()  # of this process
+    assert Partition().uuid() == before
+    get_hash_for_files.cache_clear()
+    (folder / changed).write_text((folder / changed).read_text() + "# another formula\n")
     assert Partition().uuid() != before

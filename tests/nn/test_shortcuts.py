@@ -1,15 +1,19 @@
 """What the compiler is spared finding out again."""
 
+from types import SimpleNamespace
+
 import pytest
 import sympy
 import torch
-from torch._inductor import sizevars
+from torch._inductor import ir, sizevars
 from torch._inductor.codegen import cpp
 from torch._inductor.dtype_propagation import DtypePropagationOpsHandler
 from torch._inductor.utils import op_dtype_propagation_rules
+from torch._inductor.virtualized import V
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils._sympy.functions import FloorDiv
 
+from pyg_equivariant.nn import shortcuts
 from pyg_equivariant.nn.compiler import register_rules
 
 
@@ -60,3 +64,38 @@ def test_types_of_operations_are_set_up_once(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(op_dtype_propagation_rules, "unheard_of", op_dtype_propagation_rules["add"])
     assert hasattr(DtypePropagationOpsHandler(), "unheard_of")  # but when there is a new one
     assert hasattr(handler, "add")
+
+
+def test_numbers_are_told_from_sizes() -> None:
+    shapes = ShapeEnv()
+    n = size(shapes, 7, "n").node
+    assert n.maybe_as_int() is None
+    assert n.wrap_int(3).maybe_as_int() == 3
+    assert (size(shapes, 5, "m") * 0).node.maybe_as_int() == 0
+
+
+def test_operations_find_their_shapes_with_one_tensor_a_shape() -> None:
+    made: list[ir.Buffer] = []
+
+    def own(x: ir.Buffer | None, hints: bool = False) -> torch.Tensor | None:
+        if x is None:
+            return None
+        made.append(x)
+        return torch.empty_strided(x.get_size(), x.get_layout().stride, dtype=x.get_dtype())
+
+    def buffer(size: list[int], stride: list[int], dtype: torch.dtype = torch.float32) -> ir.Buffer:
+        return ir.InputBuffer(name="x", layout=ir.FixedLayout(torch.device("cpu"), dtype, size, stride))
+
+    tensor = shortcuts._one_a_shape(own)
+    with V.set_graph_handler(SimpleNamespace()):
+        first, again = tensor(buffer([6, 4], [4, 1])), tensor(buffer([6, 4], [4, 1]))
+        assert first is again
+        others = buffer([6, 4], [1, 6]), buffer([4, 6], [6, 1]), buffer([6, 4], [4, 1], torch.float64)
+        for other in others:
+            assert tensor(other).stride() == tuple(other.get_layout().stride)
+        assert tensor(None) is None
+        assert len(made) == 1 + len(others)
+        tensor(buffer([6, 4], [4, 1]), True)  # sizes are numbers then
+        assert len(made) == 2 + len(others)
+    with V.set_graph_handler(SimpleNamespace()):  # another graph
+        assert tensor(buffer([6, 4], [4, 1])) is not first

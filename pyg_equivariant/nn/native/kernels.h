@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include <array>
 #include <cstdint>
 
 namespace kernels {
@@ -67,6 +68,22 @@ struct Heads {
     int64_t edges, channels, heads, threads;
 };
 
+// Three factors of an edge's channels and one of its heads; what is null is not there.
+template <typename T> struct Product {
+    Factor<T> a, b, c;
+    const T *s;
+};
+
+// Memory for derivatives by them; what is null is not wanted.
+template <typename T> struct Sums {
+    struct Numbers {
+        T *data;
+        int64_t size;
+    };
+    Numbers a, b, c, s;
+    std::array<Numbers, 4> all() const { return {a, b, c, s}; }
+};
+
 struct Exchange {
     int64_t rows, components, channels, threads;
 };
@@ -108,9 +125,9 @@ template <typename T> void harmonics_backward(const Rows2d &, const T *v, const 
 template <typename T> void harmonics_second(const Rows2d &, const T *v, const T *g, const T *h, T *v_out, T *g_out);
 
 // see head_sum.cpp
-template <typename T>
-int64_t head_sum(const Heads &, Factor<T> a, Factor<T> b, const T *s, int64_t places, const int64_t *place, T *out);
-template <typename T> int64_t head_dot(const Heads &, Factor<T> a, Factor<T> b, Factor<T> c, T *out);
+template <typename T> int64_t head_value(const Heads &, const Product<T> &, Sums<T>);
+template <typename T> int64_t head_first(const Heads &, const Product<T> &, Sums<T>);
+template <typename T> int64_t head_second(const Heads &, const Product<T> &, const Product<T> &h, Sums<T>);
 
 // see product_sum.cpp; b has the width rank
 template <typename T>

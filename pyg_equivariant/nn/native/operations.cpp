@@ -408,53 +408,105 @@ product_second(const Tensor &sh, const Tensor &factors, const Tensor &weight, co
 
 // Products of rows that edges read.
 
-struct Heads {
-    const Rows a, b;
+struct HeadProduct {
     const Tensor to_a, to_b, to_c;
     kernels::Heads size;
 
-    Heads(const Tensor &a, const Tensor &b, const Tensor &to_a, const Tensor &to_b, const Tensor &to_c, int64_t heads)
-        : a(a), b(b), to_a(to_a.contiguous()), to_b(to_b.contiguous()), to_c(to_c.contiguous()),
+    HeadProduct(const Tensor &a, const Tensor &b, const Tensor &to_a, const Tensor &to_b, const Tensor &to_c, int64_t heads)
+        : to_a(to_a.contiguous()), to_b(to_b.contiguous()), to_c(to_c.contiguous()),
           size{to_a.size(0), a.size(1), heads, at::get_num_threads()} {
         TORCH_CHECK_VALUE(b.size(1) == a.size(1) && to_b.size(0) == size.edges && to_c.size(0) == size.edges,
                           "edges read rows of ", a.sizes(), " and ", b.sizes(), " at ", to_a.sizes(), ", ", to_b.sizes(),
                           " and ", to_c.sizes());
         TORCH_CHECK_VALUE(heads > 0 && size.channels % heads == 0, size.channels, " channels in ", heads, " heads");
     }
+    void third(const Tensor &c) const {
+        TORCH_CHECK_VALUE(c.dim() == 2 && c.size(1) == size.channels, "edges multiply ", size.channels,
+                          " channels by rows of ", c.sizes());
+    }
+    void factors(const Tensor &s) const {
+        TORCH_CHECK_VALUE(s.dim() == 2 && s.size(0) == size.edges && s.size(1) == size.heads, size.edges, " edges with ",
+                          size.heads, " heads have factors ", s.sizes());
+    }
     template <typename T> static kernels::Factor<T> factor(const Rows &rows, const Tensor &index) {
         return {in<T>(rows.tensor), rows.stride(), rows.count, indices(index)};
     }
-    void check(int64_t edge, int64_t places) const {
-        TORCH_CHECK_INDEX(edge < 0, "edge ", edge, " reads the rows ", indices(to_a)[edge], " of ", a.count, ", ",
-                          indices(to_b)[edge], " of ", b.count, " and ", indices(to_c)[edge], " of ", places);
+    template <typename T> kernels::Product<T> product(const Rows &a, const Rows &b, const Rows &c, const Tensor &s) const {
+        return {factor<T>(a, to_a), factor<T>(b, to_b), factor<T>(c, to_c), in_if<T>(s)};
+    }
+    void check(int64_t edge, const Tensor &a, const Tensor &b, int64_t places) const {
+        TORCH_CHECK_INDEX(edge < 0, "edge ", edge, " reads the rows ", indices(to_a)[edge], " of ", a.size(0), ", ",
+                          indices(to_b)[edge], " of ", b.size(0), " and ", indices(to_c)[edge], " of ", places);
     }
 };
 
-static Tensor head_sum(const Tensor &a, const Tensor &b, const Tensor &s, const Tensor &to_a, const Tensor &to_b,
-                       const Tensor &to_c, int64_t places) {
-    const Heads heads(a, b, to_a, to_b, to_c, s.size(1));
-    TORCH_CHECK_VALUE(s.size(0) == heads.size.edges, heads.size.edges, " edges have factors ", s.sizes());
-    const Tensor factors = s.contiguous(), result = at::empty({places, a.size(1)}, a.options());
-    heads.check(typed(a, [&](auto zero) {
-        using T = decltype(zero);
-        return kernels::head_sum<T>(heads.size, Heads::factor<T>(heads.a, heads.to_a), Heads::factor<T>(heads.b, heads.to_b),
-                                    in<T>(factors), places, indices(heads.to_c), out<T>(result));
-    }), places);
-    return result;
+template <typename T> static typename kernels::Sums<T>::Numbers numbers(const Tensor &tensor) {
+    return tensor.defined() ? typename kernels::Sums<T>::Numbers{out<T>(tensor), tensor.numel()}
+                            : typename kernels::Sums<T>::Numbers{nullptr, 0};
 }
 
 static Tensor head_dot(const Tensor &a, const Tensor &b, const Tensor &c, const Tensor &to_a, const Tensor &to_b,
-                       const Tensor &to_c, int64_t number) {
-    const Heads heads(a, b, to_a, to_b, to_c, number);
-    TORCH_CHECK_VALUE(c.size(1) == a.size(1), "edges multiply rows of ", a.sizes(), " by rows of ", c.sizes());
-    const Rows third(c);
-    const Tensor result = at::empty({heads.size.edges, number}, a.options());
-    heads.check(typed(a, [&](auto zero) {
+                       const Tensor &to_c, int64_t heads) {
+    const HeadProduct of(a, b, to_a, to_b, to_c, heads);
+    of.third(c);
+    const Rows x(a), y(b), z(c);
+    const Tensor s = at::empty({of.size.edges, heads}, a.options());
+    of.check(typed(a, [&](auto zero) {
         using T = decltype(zero);
-        return kernels::head_dot<T>(heads.size, Heads::factor<T>(heads.a, heads.to_a), Heads::factor<T>(heads.b, heads.to_b),
-                                    Heads::factor<T>(third, heads.to_c), out<T>(result));
-    }), third.count);
-    return result;
+        return kernels::head_value<T>(of.size, of.product<T>(x, y, z, Tensor()), {{}, {}, {}, numbers<T>(s)});
+    }), a, b, z.count);
+    return s;
+}
+
+static Tensor head_sum(const Tensor &a, const Tensor &b, const Tensor &s, const Tensor &to_a, const Tensor &to_b,
+                       const Tensor &to_c, int64_t places) {
+    const HeadProduct of(a, b, to_a, to_b, to_c, s.size(1));
+    of.factors(s);
+    const Tensor c = at::empty({places, a.size(1)}, a.options()), factors = s.contiguous();
+    const Rows x(a), y(b), z(c);
+    of.check(typed(a, [&](auto zero) {
+        using T = decltype(zero);
+        return kernels::head_value<T>(of.size, of.product<T>(x, y, z, factors), {{}, {}, numbers<T>(c), {}});
+    }), a, b, places);
+    return c;
+}
+
+static std::tuple<Tensor, Tensor, Tensor> head_first(const Tensor &a, const Tensor &b, const Tensor &c, const Tensor &s,
+                                                     const Tensor &to_a, const Tensor &to_b, const Tensor &to_c,
+                                                     bool by_factors) {
+    const HeadProduct of(a, b, to_a, to_b, to_c, s.size(1));
+    of.third(c), of.factors(s);
+    const Rows x(a), y(b), z(c);
+    const Tensor factors = s.contiguous();
+    const Tensor of_a = x.like(of.size.channels), of_b = y.like(of.size.channels);
+    const Tensor last = by_factors ? empty(factors) : z.like(of.size.channels);
+    of.check(typed(a, [&](auto zero) {
+        using T = decltype(zero);
+        const auto none = numbers<T>(Tensor()), third = numbers<T>(last);
+        return kernels::head_first<T>(of.size, of.product<T>(x, y, z, factors),
+                                      {numbers<T>(of_a), numbers<T>(of_b), by_factors ? none : third, by_factors ? third : none});
+    }), a, b, z.count);
+    return {of_a, of_b, last};
+}
+
+static std::tuple<Tensor, Tensor, Tensor, Tensor>
+head_second(const Tensor &a, const Tensor &b, const Tensor &c, const Tensor &s, const Tensor &ha, const Tensor &hb,
+            const Tensor &last, const Tensor &to_a, const Tensor &to_b, const Tensor &to_c, bool by_factors) {
+    const HeadProduct of(a, b, to_a, to_b, to_c, s.size(1));
+    of.third(c), of.factors(s);
+    TORCH_CHECK_VALUE(ha.sizes() == a.sizes() && hb.sizes() == b.sizes() && last.sizes() == (by_factors ? s : c).sizes(),
+                      "rows of ", a.sizes(), ", ", b.sizes(), " and ", (by_factors ? s : c).sizes(), " got directions ",
+                      ha.sizes(), ", ", hb.sizes(), " and ", last.sizes());
+    const Rows x(a), y(b), z(c), hx(ha), hy(hb), hz(by_factors ? c : last);
+    const Tensor factors = s.contiguous(), hs = by_factors ? last.contiguous() : Tensor();
+    const int64_t channels = of.size.channels;
+    const Tensor of_a = x.like(channels), of_b = y.like(channels), of_c = z.like(channels), of_s = empty(factors);
+    of.check(typed(a, [&](auto zero) {
+        using T = decltype(zero);
+        return kernels::head_second<T>(of.size, of.product<T>(x, y, z, factors), of.product<T>(hx, hy, hz, hs),
+                                       {numbers<T>(of_a), numbers<T>(of_b), numbers<T>(of_c), numbers<T>(of_s)});
+    }), a, b, z.count);
+    return {of_a, of_b, of_c, of_s};
 }
 
 // Chains of dense layers.
@@ -955,6 +1007,8 @@ TORCH_LIBRARY_IMPL(pyg_equivariant, CPU, m) {
         both("harmonic_dot", TORCH_FN(harmonic_dot));
         both("head_sum", TORCH_FN(head_sum));
         both("head_dot", TORCH_FN(head_dot));
+        both("head_first", TORCH_FN(head_first));
+        both("head_second", TORCH_FN(head_second));
         both("product_to_atoms", TORCH_FN(product_to_atoms));
         both("product_backward", TORCH_FN(product_backward));
         both("product_second", TORCH_FN(product_second));

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from pyg_equivariant.models.base import Representation
 from pyg_equivariant.nn.activation import silu
 from pyg_equivariant.nn.bessel import SphericalBesselBasis
-from pyg_equivariant.nn.block_product import Blocks, block_product
 from pyg_equivariant.nn.conv import Conv, segment_sum
 from pyg_equivariant.nn.cutoff import PolynomialCutoff
 from pyg_equivariant.nn.dense import Dense
@@ -134,9 +133,8 @@ class DimeNetPlusPlusConv(Conv):
 
 def _by_degree(edge_sbf: Float[Tensor, "E L K"], linear: nn.Linear) -> Float[Tensor, "E L S"]:
     """The terms of ``linear`` of all degrees, before they are summed."""
-    _, num_degrees, num_basis = edge_sbf.shape
-    blocks = Blocks([1] * num_degrees, [num_basis] * num_degrees, [linear.out_features] * num_degrees)
-    return block_product(edge_sbf.flatten(1), linear.weight.T.flatten(), blocks).unflatten(1, (num_degrees, -1))
+    weight = linear.weight.unflatten(1, edge_sbf.shape[1:])  # [S, L, K]
+    return torch.bmm(edge_sbf.transpose(0, 1), weight.permute(1, 2, 0)).transpose(0, 1)
 
 
 class _MessageEmbedding(nn.Module):

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable
 from threading import Thread
 from typing import Any
@@ -88,34 +89,36 @@ def register_rules() -> None:
 
 def _register_dense_layers() -> None:
     """The compiler has products of matrices for them, and writes these to memory that it knows to be free."""
-    import sympy
     from torch._inductor.ir import TensorBox
     from torch._inductor.lowering import lowerings, permute, register_lowering, view
 
-    aten, ours = torch.ops.aten, torch.ops.pyg_equivariant
+    from pyg_equivariant.nn import dense
+
+    mm, addmm = (lowerings[each.default] for each in (torch.ops.aten.mm, torch.ops.aten.addmm))
+    of_forward, of_back, of_outer = (DECOMPOSITIONS[each] for each in dense.OPERATIONS)
 
     def rows(x: TensorBox) -> TensorBox:
         *leading, channels = x.get_size()
-        return x if len(leading) == 1 else view(x, [sympy.prod(leading), channels])
+        return x if len(leading) == 1 else view(x, [math.prod(leading), channels])
 
     def like(y: TensorBox, x: TensorBox) -> TensorBox:
         *leading, _ = x.get_size()
         return y if len(leading) == 1 else view(y, [*leading, y.get_size()[-1]])
 
-    @register_lowering(ours._linear_forward.default, type_promotion_kind=None)
+    @register_lowering(of_forward, type_promotion_kind=None)
     def forward(x: TensorBox, w: TensorBox, b: TensorBox | None) -> TensorBox:
         turned = permute(w, [1, 0])
         if b is None:
-            return like(lowerings[aten.mm.default](rows(x), turned), x)
-        return like(lowerings[aten.addmm.default](b, rows(x), turned), x)
+            return like(mm(rows(x), turned), x)
+        return like(addmm(b, rows(x), turned), x)
 
-    @register_lowering(ours._linear_back.default, type_promotion_kind=None)
+    @register_lowering(of_back, type_promotion_kind=None)
     def back(g: TensorBox, w: TensorBox) -> TensorBox:
-        return like(lowerings[aten.mm.default](rows(g), w), g)
+        return like(mm(rows(g), w), g)
 
-    @register_lowering(ours._linear_outer.default, type_promotion_kind=None)
+    @register_lowering(of_outer, type_promotion_kind=None)
     def outer(g: TensorBox, x: TensorBox) -> TensorBox:
-        return lowerings[aten.mm.default](permute(rows(g), [1, 0]), rows(x))
+        return mm(permute(rows(g), [1, 0]), rows(x))
 
 
 def inductor_options() -> dict[str, Any]:

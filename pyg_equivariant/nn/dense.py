@@ -95,5 +95,6 @@ def _outer_backward(ctx: Any, k: Tensor) -> tuple[Tensor | None, ...]:
     return _forward(x, k, None) if of_g else None, _back(g, k) if of_x else None
 
 
-for _each, _derivative in ((_forward, _forward_backward), (_back, _back_backward), (_outer, _outer_backward)):
+OPERATIONS = _forward, _back, _outer
+for _each, _derivative in zip(OPERATIONS, (_forward_backward, _back_backward, _outer_backward), strict=True):
     torch.library.register_autograd(_each, _derivative, setup_context=_save)

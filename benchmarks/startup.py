@@ -28,6 +28,7 @@ IMPORTS = {
         "import torch_geometric, pyg_equivariant.models, pyg_equivariant.data, pyg_equivariant.potential"
     ),
 }
+MODELS = ["PaiNN", "SchNet", "NequIP", "TensorNet", "EquivariantTransformer", "DimeNetPlusPlus", "ViSNet"]
 HELP = "from pyg_equivariant.training.cli import main; import sys; sys.argv = ['pyg-equivariant', '--help']; main()"
 COMPILE = """
 import time
@@ -121,7 +122,7 @@ def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--models", nargs="*", default=["PaiNN", "SchNet", "NequIP"], help="whose compiling is timed")
+    parser.add_argument("--models", nargs="*", default=MODELS, help="whose compiling is timed")
     parser.add_argument("--out", type=Path, help="a JSON file")
     args = parser.parse_args()
     from benchmarks.__main__ import hardware

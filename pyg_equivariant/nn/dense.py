@@ -15,20 +15,12 @@ __all__ = ["Dense", "linear"]
 class Dense(nn.Linear):
     """PyTorch's linear layer, of which a compiled training step has fewer operations.
 
-    Parameters and their initial values are those of ``nn.Linear``; see :func:`linear`.
-
-    Args:
-        in_channels: C.
-        out_channels: D.
-        bias: Whether there is one.
+    Arguments, parameters and their initial values are those of ``nn.Linear``; see :func:`linear`.
 
     Example:
         >>> Dense(8, 16)(torch.zeros(5, 3, 8)).shape
         torch.Size([5, 3, 16])
     """
-
-    def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
-        super().__init__(in_channels, out_channels, bias)
 
     def forward(self, x: Float[Tensor, "... C"]) -> Float[Tensor, "... D"]:
         """``x Wᵀ + b``."""
@@ -51,12 +43,11 @@ def linear(
     Raises:
         ValueError: if the shapes do not fit.
     """
-    if not (torch.compiler.is_compiling() and weight.requires_grad and runs_on(x) and x.dtype == weight.dtype):
-        return functional.linear(x, weight, bias)
-    if torch.is_autocast_enabled("cpu"):
-        return functional.linear(x, weight, bias)
-    y: Tensor = _forward(x, weight, bias)
-    return y
+    learned = torch.compiler.is_compiling() and weight.requires_grad
+    if learned and runs_on(x) and x.dtype == weight.dtype and not torch.is_autocast_enabled("cpu"):
+        y: Tensor = _forward(x, weight, bias)
+        return y
+    return functional.linear(x, weight, bias)
 
 
 # Three operations whose derivatives are each other, so that all orders exist. The form of which all are derivatives is

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyg_equivariant.nn.native import operation, runs_on, third_derivative
+from pyg_equivariant.nn.native import operation, runs_on, same_shapes, third_derivative
 
 __all__ = ["exchange"]
 
@@ -50,17 +50,14 @@ def _outcomes(o: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     return o.new_empty(o.shape[0], channels), x.new_empty(*x.shape[:2], channels)
 
 
-def _same(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(tensor.new_empty(tensor.shape) for tensor in tensors)
-
-
 _forward = operation("exchange_forward(Tensor o, Tensor x) -> (Tensor, Tensor)", _outcomes)
 _backward = operation(
-    "exchange_backward(Tensor o, Tensor x, Tensor g, Tensor h) -> (Tensor, Tensor)", lambda o, x, g, h: _same(o, x)
+    "exchange_backward(Tensor o, Tensor x, Tensor g, Tensor h) -> (Tensor, Tensor)",
+    lambda o, x, *by: same_shapes(o, x),
 )
 _second = operation(
     "exchange_second(Tensor o, Tensor x, Tensor g, Tensor h, Tensor p, Tensor q) -> (Tensor, Tensor, Tensor, Tensor)",
-    lambda o, x, g, h, p, q: _same(o, x, g, h),
+    lambda o, x, g, h, p, q: same_shapes(o, x, g, h),
 )
 
 

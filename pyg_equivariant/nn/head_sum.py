@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pyg_equivariant.nn.conv import segment_sum
-from pyg_equivariant.nn.native import operation, runs_on, third_derivative
+from pyg_equivariant.nn.native import operation, runs_on, same_shapes, third_derivative
 
 __all__ = ["head_dot", "head_sum"]
 
@@ -89,17 +89,13 @@ _sum = operation(
 )
 _first = operation(
     f"head_first(Tensor a, Tensor b, Tensor c, Tensor s, {_INDICES}, bool by_s) -> (Tensor, Tensor, Tensor)",
-    lambda a, b, c, s, to_a, to_b, to_c, by_s: _like(a, b, s if by_s else c),
+    lambda a, b, c, s, to_a, to_b, to_c, by_s: same_shapes(a, b, s if by_s else c),
 )
 _second = operation(
     "head_second(Tensor a, Tensor b, Tensor c, Tensor s, Tensor ha, Tensor hb, Tensor h, "
     f"{_INDICES}, bool by_s) -> (Tensor, Tensor, Tensor, Tensor)",
-    lambda a, b, c, s, ha, hb, h, to_a, to_b, to_c, by_s: _like(a, b, c, s),
+    lambda a, b, c, s, ha, hb, h, to_a, to_b, to_c, by_s: same_shapes(a, b, c, s),
 )
-
-
-def _like(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(tensor.new_empty(tensor.shape) for tensor in tensors)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:

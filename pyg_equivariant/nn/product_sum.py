@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pyg_equivariant.nn.harmonic_sum import sum_to_atoms
-from pyg_equivariant.nn.native import operation, runs_on, third_derivative
+from pyg_equivariant.nn.native import operation, runs_on, same_shapes, third_derivative
 
 __all__ = ["sum_products_to_atoms"]
 
@@ -64,12 +64,12 @@ _to_atoms = operation(
 )
 _backward = operation(
     f"product_backward({_INPUTS}, Tensor g, Tensor index, int[] first) -> (Tensor, Tensor, Tensor, Tensor)",
-    lambda *tensors: tuple(t.new_empty(t.shape) for t in tensors[:4]),
+    lambda *tensors: same_shapes(*tensors[:4]),
 )
 _second = operation(
     f"product_second({_INPUTS}, Tensor g, Tensor hy, Tensor hb, Tensor hw, Tensor hx, Tensor index, int[] first) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    lambda *tensors: tuple(t.new_empty(t.shape) for t in tensors[:5]),
+    lambda *tensors: same_shapes(*tensors[:5]),
 )
 
 

@@ -90,9 +90,9 @@ def _number(size: Any) -> int | None:
 def _one_a_shape(own: Callable[..., Any]) -> Callable[..., Any]:
     """What shapes an operation of ours has is found out with tensors without contents, two operations each."""
 
-    def tensor(x: Any, replace_symbols_with_hints: bool = False) -> Any:
-        if x is None or replace_symbols_with_hints:
-            return own(x, replace_symbols_with_hints)
+    def tensor(x: Any, *rest: Any, **options: Any) -> Any:
+        if x is None or rest or options:  # which differ from one PyTorch to the next
+            return own(x, *rest, **options)
         known: dict[Any, Any] = vars(V.graph).setdefault("pyg_equivariant_tensors", {})
         stride = tuple(x.get_layout().stride) if ir.is_storage_and_layout(x) else None
         key = (tuple(x.get_size()), stride, x.get_dtype(), x.get_device())

@@ -87,6 +87,8 @@ def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         head_sum((a, to_a), (b, to_b), s, torch.full_like(to_c, -1), ROWS)
     with pytest.raises(ValueError, match="8 channels in 3 heads"):
         head_dot((a, to_a), (b, to_b), (c, to_c), 3)
+    with pytest.raises(ValueError, match=r"rows of \[2, 3, 8\] and \[7, 8\]"):
+        head_dot((a.view(2, 3, 8), to_a), (b, to_b), (c, to_c), 1)
     with pytest.raises(ValueError, match=r"rows of \[6, 8\] and \[7, 7\]"):
         head_sum((a, to_a), (b[:, 1:], to_b), s, to_c, ROWS)
     with pytest.raises(ValueError, match=r"edges multiply 8 channels by rows of \[9, 7\]"):

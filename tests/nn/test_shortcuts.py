@@ -96,6 +96,7 @@ def test_operations_find_their_shapes_with_one_tensor_a_shape() -> None:
         assert tensor(None) is None
         assert len(made) == 1 + len(others)
         tensor(buffer([6, 4], [4, 1]), True)  # sizes are numbers then
-        assert len(made) == 2 + len(others)
+        tensor(buffer([6, 4], [4, 1]), hints=True)
+        assert len(made) == 3 + len(others)
     with V.set_graph_handler(SimpleNamespace()):  # another graph
         assert tensor(buffer([6, 4], [4, 1])) is not first

@@ -28,6 +28,7 @@ __all__ = [
     "kernels",
     "operation",
     "runs_on",
+    "same_shapes",
     "third_derivative",
 ]
 
@@ -154,6 +155,11 @@ def third_derivative(
         found = torch.autograd.grad(outcomes, given, factors, create_graph=True, allow_unused=True)
     of = iter(found)
     return [None if x is None else next(of) for x in own]
+
+
+def same_shapes(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Empty tensors like these, for the derivatives by them."""
+    return tuple(tensor.new_empty(tensor.shape) for tensor in tensors)
 
 
 def define(schema: str) -> None:

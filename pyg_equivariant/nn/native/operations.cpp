@@ -415,7 +415,7 @@ struct HeadProduct {
     HeadProduct(const Tensor &a, const Tensor &b, const Tensor &to_a, const Tensor &to_b, const Tensor &to_c, int64_t heads)
         : to_a(to_a.contiguous()), to_b(to_b.contiguous()), to_c(to_c.contiguous()),
           size{to_a.size(0), a.size(1), heads, at::get_num_threads()} {
-        TORCH_CHECK_VALUE(b.size(1) == a.size(1) && to_b.size(0) == size.edges && to_c.size(0) == size.edges,
+        TORCH_CHECK_VALUE(a.dim() == 2 && b.dim() == 2 && b.size(1) == a.size(1) && to_b.size(0) == size.edges && to_c.size(0) == size.edges,
                           "edges read rows of ", a.sizes(), " and ", b.sizes(), " at ", to_a.sizes(), ", ", to_b.sizes(),
                           " and ", to_c.sizes());
         TORCH_CHECK_VALUE(heads > 0 && size.channels % heads == 0, size.channels, " channels in ", heads, " heads");
@@ -852,7 +852,7 @@ template <typename T> static Matrix<T> matrix(const Rows &rows, bool transposed 
 
 static Tensor linear_forward(const Tensor &x, const Tensor &w, const Optional &b) {
     TORCH_CHECK_VALUE(x.dim() && w.dim() == 2 && x.size(-1) == w.size(1) && (!b || b->numel() == w.size(0)), "a matrix ",
-                      w.sizes(), " cannot multiply rows ", x.sizes());
+                      w.sizes(), " cannot multiply rows ", x.sizes(), " and add ", b ? b->sizes() : at::IntArrayRef());
     const Rows rows(x), weight(w);
     const Tensor y = rows.like(w.size(0)), bias = contiguous(b);
     const int64_t outs = w.size(0);

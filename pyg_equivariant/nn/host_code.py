@@ -8,7 +8,7 @@ from typing import Any
 
 from torch._inductor import cpu_vec_isa
 from torch._inductor.async_compile import AsyncCompile, get_compile_threads
-from torch._inductor.codecache import CppPythonBindingsCodeCache, CppWrapperCodeCache, LambdaFuture
+from torch._inductor.codecache import CppPythonBindingsCodeCache, CppWrapperCodeCache
 
 __all__ = ["prepare", "register_loaders"]
 
@@ -20,6 +20,7 @@ _OPERATIONS_HEADERS = ("ATen/core/dispatch/Dispatcher.h", "ATen/core/ivalue.h", 
 
 # what is PyTorch's own
 _alone = AsyncCompile.cpp_pybinding
+_waiting = AsyncCompile.wait
 _trying_each = cpu_vec_isa.valid_vec_isa_list
 
 _BINDINGS = """
@@ -87,13 +88,15 @@ def register_loaders() -> None:
     """Lets the compiler, in this process, hand its C++ to g++ as follows.
 
     g++ reads PyTorch's header for half a second and then needs a tenth for a kernel. Of the kernels of a graph every
-    core gets its share in one file; their calls from Python cost less, too. Where nothing of a graph is in Python, the
+    core gets its share in one file; their calls from Python cost less, too. Nobody waits for them until one is called,
+    so that the backward part is compiled while g++ is at the forward one. Where nothing of a graph is in Python, the
     function that calls its kernels is long and not worth the effort of -O3, which takes longer for it than for all
     kernels; all headers of both are compiled beforehand, not the function's first one alone. And of the processor's
     instruction sets only the widest is tried, which contains the others.
     """
     cpu_vec_isa.valid_vec_isa_list = _instruction_sets
     AsyncCompile.cpp_pybinding = _cpp_pybinding  # type: ignore[method-assign, assignment]
+    AsyncCompile.wait = _wait  # type: ignore[method-assign]
     if sys.platform != "win32":  # whose compiler does not read such a wish
         CppWrapperCodeCache.load_pybinding = _load_wrapper  # type: ignore[method-assign]
 
@@ -124,10 +127,17 @@ def _load_wrapper(*, main_code: str, **options: Any) -> Any:
 
 
 def _cpp_pybinding(compiler: AsyncCompile, argtypes: list[str], source_code: str) -> Any:
-    if get_compile_threads() <= 1:  # nobody waits for futures then
+    if get_compile_threads() <= 1:  # g++ is not to run beside anything
         return _alone(compiler, argtypes, source_code)
-    bundle = vars(compiler).setdefault("pyg_equivariant_bundle", _Bundle())
-    return LambdaFuture(bundle.add(source_code))
+    bundle: _Bundle = vars(compiler).setdefault("pyg_equivariant_bundle", _Bundle())
+    return bundle.add(source_code)
+
+
+def _wait(compiler: AsyncCompile, scope: dict[str, Any]) -> None:
+    bundle: _Bundle | None = vars(compiler).get("pyg_equivariant_bundle")
+    if bundle is not None:
+        bundle.begin(scope)
+    _waiting(compiler, scope)
 
 
 class _Bundle:
@@ -136,21 +146,40 @@ class _Bundle:
     def __init__(self) -> None:
         self.sources: list[str] = []
 
-    def add(self, source: str) -> Callable[[], Any]:
-        place = len(self.sources)
+    def add(self, source: str) -> "_Kernel":
         self.sources.append(source)
-        return lambda: self.kernels[place]
+        return _Kernel(self, len(self.sources) - 1)
 
-    @functools.cached_property
-    def kernels(self) -> list[Any]:
+    def begin(self, scope: dict[str, Any]) -> None:
+        """Begins to compile all kernels of the module with these names."""
         count = max(1, min(get_compile_threads(), len(self.sources) // FEWEST))
         parts: list[list[int]] = [[] for _ in range(count)]
         for place in sorted(range(len(self.sources)), key=lambda place: -len(self.sources[place])):
             min(parts, key=lambda part: sum(len(self.sources[other]) for other in part)).append(place)
-        loaders = [_load([self.sources[place] for place in part]) for part in parts]
-        found = [kernel for loader in loaders for kernel in loader()]
-        order = [place for part in parts for place in part]
-        return [kernel for _, kernel in sorted(zip(order, found, strict=True), key=lambda pair: pair[0])]
+        self.order = [place for part in parts for place in part]
+        self.loaders = [_load([self.sources[place] for place in part]) for part in parts]
+        self.scope = scope
+
+    @functools.cached_property
+    def kernels(self) -> dict[int, Any]:
+        """They replace what stood for them, so that it is not asked again."""
+        found = [kernel for loader in self.loaders for kernel in loader()]
+        kernels = dict(zip(self.order, found, strict=True))
+        for name, value in list(self.scope.items()):
+            if isinstance(value, _Kernel) and value.bundle is self:
+                self.scope[name] = kernels[value.place]
+        return kernels
+
+
+class _Kernel:
+    """Stands for a kernel until the first one of its module is called."""
+
+    def __init__(self, bundle: _Bundle, place: int) -> None:
+        self.bundle = bundle
+        self.place = place
+
+    def __call__(self, *arguments: Any) -> None:
+        self.bundle.kernels[self.place](*arguments)
 
 
 def _load(sources: list[str]) -> Callable[[], list[Any]]:

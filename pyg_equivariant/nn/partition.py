@@ -10,6 +10,9 @@ from torch._functorch import partitioners
 from torch._inductor.custom_graph_pass import CustomPartitionerFn, get_hash_for_files
 from torch.fx import GraphModule
 
+from pyg_equivariant.nn.repeats import fold_repeats
+from pyg_equivariant.nn.shortcuts import TRACED
+
 __all__ = ["Partition"]
 
 
@@ -40,7 +43,10 @@ class Partition(CustomPartitionerFn):
             parts: tuple[GraphModule, GraphModule] = partitioners.min_cut_rematerialization_partition(
                 gm, joint_inputs, **kwargs
             )
-            return parts
+        for part in parts:
+            fold_repeats(part)
+            part.meta[TRACED] = True
+        return parts
 
     def uuid(self) -> Any:
         """For the compiler's cache: it keeps graphs with the derivatives that our operations had."""

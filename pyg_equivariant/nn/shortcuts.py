@@ -4,7 +4,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from torch._inductor import ir, sizevars
+from torch._guards import detect_fake_mode
+from torch._inductor import compile_fx, ir, sizevars
 from torch._inductor.codegen.common import pointwise_overrides_data
 from torch._inductor.dtype_propagation import DtypePropagationOpsHandler
 from torch._inductor.utils import op_dtype_propagation_rules
@@ -13,7 +14,10 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.fx.experimental.sym_node import SymNode
 from torch.utils._sympy.functions import FloorDiv, ModularIndexing
 
-__all__ = ["take_shortcuts"]
+__all__ = ["TRACED", "take_shortcuts"]
+
+TRACED = "pyg_equivariant_traced"
+"""Mark of a graph whose operations know what they give."""
 
 SIZES = ("add", "mul", "eq", "ne", "ge", "gt", "le", "lt")
 
@@ -27,6 +31,7 @@ def take_shortcuts() -> None:
         (DtypePropagationOpsHandler, "__init__", _set_up_once),
         (SymNode, "maybe_as_int", lambda own: _as_int),
         (ir, "ir_node_to_tensor", _one_a_shape),
+        (compile_fx, "fake_tensor_prop", _as_traced),
     ]
     for owner, name, change in changes:
         setattr(owner, name, change(getattr(owner, name)))
@@ -101,3 +106,14 @@ def _one_a_shape(own: Callable[..., Any]) -> Callable[..., Any]:
         return known[key]
 
     return tensor
+
+
+def _as_traced(own: Callable[..., Any]) -> Callable[..., Any]:
+    """A graph is run with tensors without contents before it is lowered, which it was already when it was traced."""
+
+    def propagate(gm: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
+        mode = None if rest or options or TRACED not in gm.meta else detect_fake_mode(inputs)
+        known = all("val" in node.meta for node in gm.graph.nodes if node.op == "call_function" and node.users)
+        return mode if mode is not None and known else own(gm, inputs, *rest, **options)
+
+    return propagate

@@ -96,7 +96,7 @@ def register_loaders() -> None:
     """
     cpu_vec_isa.valid_vec_isa_list = _instruction_sets
     AsyncCompile.cpp_pybinding = _cpp_pybinding  # type: ignore[method-assign, assignment]
-    AsyncCompile.wait = _wait  # type: ignore[method-assign]
+    AsyncCompile.wait = _wait  # type: ignore[method-assign, assignment]
     if sys.platform != "win32":  # whose compiler does not read such a wish
         CppWrapperCodeCache.load_pybinding = _load_wrapper  # type: ignore[method-assign]
 

@@ -10,6 +10,7 @@ from torch._functorch import partitioners
 from torch._inductor.custom_graph_pass import CustomPartitionerFn, get_hash_for_files
 from torch.fx import GraphModule
 
+import pyg_equivariant.nn.activation  # noqa: F401 for its operation
 from pyg_equivariant.nn.repeats import fold_repeats
 from pyg_equivariant.nn.shortcuts import TRACED
 

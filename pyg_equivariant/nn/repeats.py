@@ -1,13 +1,13 @@
-"""Layers that look the same are compiled once: a graph of many is one function and calls of it.
+"""Layers that look the same are compiled once: a graph of many becomes one of calls.
 
-A model of nine layers traced whole is nine times the same operations in the same order, and then again for each
-derivative. The compiler lowers, schedules and writes each of them anew. Here the repeats of a traced graph are found,
-whatever model it came from, and become calls of one graph.
+A model of nine layers is traced as nine times the same operations in the same order, and again for each derivative,
+and the compiler would lower, schedule and write all of them. Here the repeats of a traced graph are found, whatever
+model it came from, and become calls of a graph that is there once.
 """
 
 import operator
-from collections.abc import Iterator, Sequence
-from itertools import accumulate, pairwise
+from collections.abc import Collection, Iterator
+from itertools import accumulate, pairwise, takewhile
 from typing import Any, NamedTuple
 
 import numpy
@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
-
-import pyg_equivariant.nn.activation  # noqa: F401 registers
+from torch.utils._pytree import tree_leaves
 
 __all__ = ["fold_repeats"]
 
@@ -26,6 +25,10 @@ SMALLEST = 80
 ALIASES = {"_unsafe_view", "reshape", "clone", "stored", "cut"}
 """Operations of which the compiler may return what they were given, though nothing says so."""
 
+LOOPS = {"silu_derivative"}
+"""Operations of ours that the compiler writes itself."""
+
+SYMBOLIC = torch.SymInt | torch.SymFloat | torch.SymBool
 
 TRIED = 12
 """Of the best ways to fold a graph, how many are looked at closely."""
@@ -56,18 +59,24 @@ class Region(NamedTuple):
 
 
 def fold_repeats(module: GraphModule) -> None:
-    """Replaces the repeats in ``module`` by calls."""
+    """Replaces the repeats in ``module`` by calls, on the CPU.
+
+    Results are what they were: each call does what was there. Loops are joined within a call only, so that repeats
+    end where few could be.
+    """
     nodes = [node for node in module.graph.nodes if node.op not in ("placeholder", "output")]
+    if any(value.device.type != "cpu" for value in map(_val, module.graph.nodes) if isinstance(value, Tensor)):
+        return
     places = {node: place for place, node in enumerate(nodes)}
     names: dict[Any, int] = {}
     kinds = numpy.array([names.setdefault(_signature(node), len(names)) for node in nodes])
     cuts = _cuts(nodes)
     found: list[list[Node]] = []
     while repeats := _best(nodes, kinds, cuts):
-        for nodes_of_one in repeats:
-            found.append(nodes_of_one)
-            start = places[nodes_of_one[0]]
-            kinds[start : start + len(nodes_of_one)] = -1 - numpy.arange(start, start + len(nodes_of_one))
+        found += repeats
+        for members in repeats:
+            taken = numpy.arange(len(members)) + places[members[0]]
+            kinds[taken] = -1 - taken  # like nothing else
     if not found:
         return
     found = _with_inlined(nodes, found)
@@ -111,19 +120,18 @@ def _with_inlined(nodes: list[Node], repeats: list[list[Node]]) -> list[list[Nod
 
 def _moved(node: Node, depth: int = 3) -> bool:
     """Whether it is read of atoms, or little away from it, and the compiler does not write it to memory."""
-    if not depth or node.op != "call_function":
+    if not depth or not all(_is_loop(reader) for reader in _readers(node)):
         return False
-    if node.target is torch.ops.aten.index.Tensor or _is_view(node) or _is_pointwise(node):
-        gathered = node.target is torch.ops.aten.index.Tensor
-        return (gathered or any(_moved(each, depth - 1) for each in node.all_input_nodes)) and all(
-            _is_loop(user) for user in _readers(node)
-        )
-    return False
+    if node.target is torch.ops.aten.index.Tensor:
+        return True
+    pointwise = _is_loop(node) and torch.Tag.pointwise in getattr(node.target, "tags", ())
+    view = isinstance(_val(node), Tensor) and _light(node)
+    return (pointwise or view) and any(_moved(each, depth - 1) for each in node.all_input_nodes)
 
 
 def _readers(node: Node) -> Iterator[Node]:
     for user in node.users:
-        if user.op == "call_function" and _light(user):
+        if _light(user):
             yield from _readers(user)
         else:
             yield user
@@ -134,7 +142,7 @@ def _signature(node: Node) -> Any:
     if node.op != "call_function":
         return node.op, node.name
     constants = map_arg((node.args, node.kwargs), lambda argument: None)
-    return str(node.target), repr(constants), _value(node.meta.get("val"))
+    return str(node.target), repr(constants), _value(_val(node))
 
 
 def _value(value: Any) -> Any:
@@ -148,6 +156,8 @@ def _value(value: Any) -> Any:
 def _candidates(kinds: numpy.ndarray) -> list[Repeats]:
     """Every sequence that is there more than once and is followed by different operations, from a suffix array."""
     count = len(kinds)
+    if count < SMALLEST:
+        return []
     ranks = numpy.unique(kinds, return_inverse=True)[1]
     width = 1
     while True:
@@ -171,7 +181,7 @@ def _candidates(kinds: numpy.ndarray) -> list[Repeats]:
             length += 1
         common[rank] = length
         length = max(length - 1, 0)
-    found = set()
+    found: set[Repeats] = set()
     stack: list[tuple[int, int]] = []  # a length, and the first suffix that begins so
     for rank in range(1, count + 1):
         first, shared = rank - 1, common[rank] if rank < count else 0
@@ -206,7 +216,7 @@ def _best(nodes: list[Node], kinds: numpy.ndarray, cuts: list[int]) -> list[list
     near = [each for each in candidates if each.saved > NEAR * most]
     for repeats in sorted(near, key=lost)[:TRIED] + candidates[len(near) : len(near) + TRIED]:
         if repeats.saved <= best[0]:
-            break
+            continue
         groups = _alike([nodes[start : start + repeats.length] for start in repeats.starts])
         saved = sum((len(group) - 1) * repeats.length for group in groups)
         if saved > best[0]:
@@ -240,9 +250,9 @@ def _cuts(nodes: list[Node]) -> list[int]:
 
 def _is_loop(node: Node) -> bool:
     """Whether the compiler writes it itself and can join it with others."""
-    return isinstance(node.target, torch._ops.OpOverload) and not _light(node) and (
-        node.target.namespace != "pyg_equivariant" or node.target is torch.ops.pyg_equivariant.silu_derivative.default
-    )
+    if not isinstance(node.target, torch._ops.OpOverload) or _light(node):
+        return False
+    return node.target.namespace != "pyg_equivariant" or node.target._opname in LOOPS
 
 
 def _region(nodes: list[Node]) -> Region | None:
@@ -255,7 +265,9 @@ def _region(nodes: list[Node]) -> Region | None:
         return ("in", inputs.setdefault(argument, len(inputs))) if place is None else place
 
     wires = [repr(map_arg((node.args, node.kwargs), wire)) for node in nodes]
-    if not all(node.op != "get_attr" and isinstance(node.meta["val"], (Tensor, torch.SymInt)) for node in inputs):
+    if any(node.op == "get_attr" or not isinstance(_val(node), (Tensor, torch.SymInt)) for node in inputs):
+        return None
+    if any(node.op != "call_function" or node.is_impure() for node in nodes):
         return None
     read = {node for node in nodes if any(user not in places for user in node.users)}
     outputs, kept = set(), set()
@@ -264,32 +276,27 @@ def _region(nodes: list[Node]) -> Region | None:
             if _light(node):
                 kept.add(node)
                 read.update(argument for argument in node.all_input_nodes if argument in places)
-            elif isinstance(node.meta["val"], Tensor):
+            elif isinstance(_val(node), Tensor):
                 outputs.add(places[node])
             else:
                 return None
     for symbol in sorted(_symbols([*nodes, *inputs]) - _sizes(inputs), key=str):
-        value = next((node for node in nodes[0].graph.nodes if _is_symbol(node, symbol)), None)
-        if value is None or value in places:
+        before = takewhile(lambda node: node is not nodes[0], nodes[0].graph.nodes)
+        given = next((node for node in before if _size(node) == symbol), None)
+        if given is None:
             return None
-        inputs.setdefault(value, len(inputs))
-    wiring = (*wires, *(_value(node.meta["val"]) for node in inputs))
+        inputs.setdefault(given, len(inputs))
+    wiring = (*wires, *(_value(_val(node)) for node in inputs))
     return Region(nodes, list(inputs), outputs, kept, wiring)
-
-
-def _is_pointwise(node: Node) -> bool:
-    return _is_loop(node) and torch.Tag.pointwise in node.target.tags
-
-
-def _is_view(node: Node) -> bool:
-    return isinstance(node.meta.get("val"), Tensor) and _light(node)
 
 
 def _light(node: Node) -> bool:
     """Whether it makes no tensor of its own, so that outside it is taken again: a result must not share memory."""
+    if node.op != "call_function":
+        return False
     if node.target is operator.getitem:
-        return _light(node.args[0])
-    if not isinstance(node.meta.get("val"), (Tensor, list, tuple)):
+        return all(map(_light, node.all_input_nodes))
+    if not isinstance(_val(node), (Tensor, list, tuple)):
         return True
     if not isinstance(node.target, torch._ops.OpOverload):
         return False
@@ -297,32 +304,27 @@ def _light(node: Node) -> bool:
     return any(each.alias_info is not None for each in schema.returns) or schema.name.split("::")[1] in ALIASES
 
 
-def _symbols(nodes: Sequence[Node]) -> set[Any]:
+def _val(node: Node) -> Any:
+    return node.meta.get("val")
+
+
+def _symbols(nodes: Collection[Node]) -> set[Any]:
     found: set[Any] = set()
-    for node in nodes:
-        value = node.meta["val"]
-        for each in value if isinstance(value, (list, tuple)) else [value]:
-            sizes = [*each.shape, *each.stride(), each.storage_offset()] if isinstance(each, Tensor) else [each]
-            for size in sizes:
-                if isinstance(size, (torch.SymInt, torch.SymFloat, torch.SymBool)):
-                    found |= size.node.expr.free_symbols
+    for value in tree_leaves([_val(node) for node in nodes]):
+        parts = [*value.shape, *value.stride(), value.storage_offset()] if isinstance(value, Tensor) else [value]
+        found.update(*(part.node.expr.free_symbols for part in parts if isinstance(part, SYMBOLIC)))
     return found
 
 
-def _sizes(nodes: Sequence[Node]) -> set[Any]:
+def _sizes(nodes: Collection[Node]) -> set[Any]:
     """Symbols that a called function finds in what it gets."""
-    found = set()
-    for node in nodes:
-        value = node.meta["val"]
-        for size in value.shape if isinstance(value, Tensor) else [value]:
-            if isinstance(size, torch.SymInt):
-                found.add(size.node.expr)
-    return found
+    sizes = [size for node in nodes for size in getattr(_val(node), "shape", ())]
+    return {_size(node) for node in nodes} | {size.node.expr for size in sizes if isinstance(size, torch.SymInt)}
 
 
-def _is_symbol(node: Node, symbol: Any) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, torch.SymInt) and value.node.expr == symbol
+def _size(node: Node) -> Any:
+    value = _val(node)
+    return value.node.expr if isinstance(value, torch.SymInt) else None
 
 
 def _fold(module: GraphModule, regions: list[Region], name: str, replaced: dict[Node, Node]) -> None:
@@ -332,7 +334,7 @@ def _fold(module: GraphModule, regions: list[Region], name: str, replaced: dict[
     copies: dict[Node, Node] = {}
     for node in (replaced.get(node, node) for node in first.inputs):
         copies[node] = graph.placeholder(node.name)
-        copies[node].meta = {"val": node.meta["val"]}
+        copies[node].meta = {"val": _val(node)}
     for node in first.nodes:
         copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(tuple(copies[first.nodes[place]] for place in outputs))
@@ -344,7 +346,7 @@ def _fold(module: GraphModule, regions: list[Region], name: str, replaced: dict[
         with module.graph.inserting_before(region.nodes[0]):
             body = module.graph.get_attr(name)
             call = module.graph.call_function(torch.ops.higher_order.invoke_subgraph, (body, name, *inputs))
-            call.meta["val"] = tuple(node.meta["val"] for node in results)
+            call.meta["val"] = tuple(_val(node) for node in results)
             for number, node in enumerate(results):
                 result = module.graph.call_function(operator.getitem, (call, number))
                 result.meta = dict(node.meta)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch._guards import detect_fake_mode
-from torch._inductor import compile_fx, ir, sizevars
+from torch._inductor import compile_fx, graph, ir, sizevars
 from torch._inductor.codegen.common import pointwise_overrides_data
 from torch._inductor.dtype_propagation import DtypePropagationOpsHandler
 from torch._inductor.utils import op_dtype_propagation_rules
@@ -32,6 +32,7 @@ def take_shortcuts() -> None:
         (SymNode, "maybe_as_int", lambda own: _as_int),
         (ir, "ir_node_to_tensor", _one_a_shape),
         (compile_fx, "fake_tensor_prop", _as_traced),
+        (graph.SubgraphLowering, "__init__", _without_donations),
     ]
     for owner, name, change in changes:
         setattr(owner, name, change(getattr(owner, name)))
@@ -117,3 +118,17 @@ def _as_traced(own: Callable[..., Any]) -> Callable[..., Any]:
         return mode if mode is not None and known else own(gm, inputs, *rest, **options)
 
     return propagate
+
+
+def _without_donations(own: Callable[..., None]) -> Callable[..., None]:
+    """A called graph must not write into what it is given.
+
+    The backward part may, by the places of its arguments, of which the compiler believes that they are those of any
+    graph within it.
+    """
+
+    def set_up(self: graph.SubgraphLowering, *arguments: Any, **options: Any) -> None:
+        own(self, *arguments, **options)
+        self.bw_donated_idxs = None
+
+    return set_up

@@ -73,12 +73,53 @@ def test_kernels_of_a_graph_are_compiled_together(monkeypatch: pytest.MonkeyPatc
 
 
 def test_every_kernel_has_its_place_however_they_are_dealt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_code, "_load", lambda sources: lambda: [f"loaded {source}" for source in sources])
+    def load(sources: list[str]) -> Any:
+        return lambda: [lambda *arguments, source=source: called.append((source, *arguments)) for source in sources]
+
+    called: list[Any] = []
+    monkeypatch.setattr(host_code, "_load", load)
     monkeypatch.setattr(host_code, "get_compile_threads", lambda: 3)
     sources = ["x" * length for length in (5, 1, 9, 2, 2, 7, 3, 8, 4, 6, 1, 1)]
     bundle = host_code._Bundle()
-    futures = [bundle.add(source) for source in sources]
-    assert [future() for future in futures] == [f"loaded {source}" for source in sources]
+    scope: dict[str, Any] = {f"kernel_{place}": bundle.add(source) for place, source in enumerate(sources)}
+    scope["other"] = host_code._Bundle().add("of another module")
+    bundle.begin(scope)
+    for _ in range(2):
+        called.clear()
+        for place in range(len(sources)):
+            scope[f"kernel_{place}"](place)
+        assert called == [(source, place) for place, source in enumerate(sources)]
+    standing = [name for name, kernel in scope.items() if isinstance(kernel, host_code._Kernel)]
+    assert standing == ["other"], "what stood for a kernel is asked once"
+
+
+def test_nobody_waits_for_kernels_before_the_first_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backward part is compiled while g++ is at the forward one."""
+    order: list[str] = []
+    load = host_code._load
+
+    def spy(sources: list[str]) -> Any:
+        loader = load(sources)
+        order.append("begin")
+        return lambda: order.append("wait") or loader()
+
+    monkeypatch.setattr(host_code, "_load", spy)
+    monkeypatch.setattr(host_code, "get_compile_threads", lambda: 2)
+    x, weights = torch.randn(5, 8).requires_grad_(), torch.randn(2, 8, 8) / 4
+    with uncached():
+        result = torch.compile(steps, dynamic=True)(x, weights)  # then both parts are compiled at once
+        assert order == ["begin", "begin", "wait"]
+        (found,) = torch.autograd.grad(result.sum(), x)
+    assert order == ["begin", "begin", "wait", "wait"]
+    torch.testing.assert_close(found, torch.autograd.grad(steps(x, weights).sum(), x)[0])
+
+
+def test_a_kernel_that_does_not_compile_is_reported_with_its_call() -> None:
+    bundle = host_code._Bundle()
+    scope = {"kernel": bundle.add(HEADER + 'extern "C" void kernel(float* y) { no such thing; }')}
+    bundle.begin(scope)
+    with pytest.raises(Exception, match=r"C\+\+ compile error"):
+        scope["kernel"](torch.zeros(1))
 
 
 def test_a_graph_without_python_calls_its_kernels_from_a_light_function(monkeypatch: pytest.MonkeyPatch) -> None:

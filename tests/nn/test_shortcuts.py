@@ -100,3 +100,26 @@ def test_operations_find_their_shapes_with_one_tensor_a_shape() -> None:
         assert len(made) == 3 + len(others)
     with V.set_graph_handler(SimpleNamespace()):  # another graph
         assert tensor(buffer([6, 4], [4, 1])) is not first
+
+
+def test_a_graph_that_knows_its_tensors_is_not_run_again() -> None:
+    def graph(known: bool, traced: bool) -> torch.fx.GraphModule:
+        gm = torch.fx.symbolic_trace(lambda x: torch.sin(x))
+        (node,) = gm.graph.find_nodes(op="call_function", target=torch.sin)
+        if known:
+            node.meta["val"] = "what it gives"
+        if traced:
+            gm.meta[shortcuts.TRACED] = True
+        return gm
+
+    ran = []
+    propagate = shortcuts._as_traced(lambda gm, inputs, *rest: ran.append(gm) or "own")
+    mode = torch._subclasses.FakeTensorMode()
+    inputs = [mode.from_tensor(torch.ones(2))]
+    assert propagate(graph(known=True, traced=True), inputs) is mode
+    assert not ran
+    for known, traced in ((False, True), (True, False)):
+        assert propagate(graph(known, traced), inputs) == "own"
+    assert propagate(graph(known=True, traced=True), inputs, True) == "own"
+    assert propagate(graph(known=True, traced=True), [torch.ones(2)]) == "own"
+    assert len(ran) == 4

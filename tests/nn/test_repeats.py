@@ -1,0 +1,200 @@
+"""Graphs of many layers that become calls of one."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from functorch.compile import aot_function, make_boxed_func, nop
+from torch import Tensor, fx
+from torch._inductor.utils import run_and_get_code
+
+repeats = pytest.importorskip("pyg_equivariant.nn.repeats", exc_type=ImportError)
+shortcuts = pytest.importorskip("pyg_equivariant.nn.shortcuts", exc_type=ImportError)
+Partition = pytest.importorskip("pyg_equivariant.nn.partition", exc_type=ImportError).Partition
+
+CALL = torch.ops.higher_order.invoke_subgraph
+ATOMS, EDGES, CHANNELS = 5, 12, 4
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repeats, "SMALLEST", 4)
+
+
+def inputs(layers: int = 6) -> list[Tensor]:
+    """Some atoms, and weights for each layer."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = [ATOMS] + layers * [CHANNELS]
+    return [torch.randn(size, CHANNELS, generator=generator).requires_grad_() for size in sizes]
+
+
+def folded(step: Callable[..., Tensor], *arguments: Tensor) -> list[fx.GraphModule]:
+    """Both parts of ``step`` and its derivatives, which give what they do without a compiler."""
+    parts: list[fx.GraphModule] = []
+
+    def partition(gm: fx.GraphModule, joint_inputs: Any, **options: Any) -> tuple[fx.GraphModule, fx.GraphModule]:
+        parts.extend(Partition()(gm, joint_inputs, **options))
+        return parts[0], parts[1]
+
+    def forward(gm: fx.GraphModule, inputs: Any) -> Any:
+        return make_boxed_func(gm.forward)
+
+    wanted = [each for each in arguments if each.requires_grad]
+    loss = aot_function(step, fw_compiler=forward, bw_compiler=nop, partition_fn=partition)(*arguments).square().sum()
+    expected = step(*arguments).square().sum()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(loss, wanted), torch.autograd.grad(expected, wanted))
+    return parts
+
+
+def calls(module: fx.GraphModule) -> list[int]:
+    """How often each graph in it is called."""
+    return sorted(Counter(node.args[1] for node in module.graph.nodes if node.target is CALL).values())
+
+
+def dense(x: Tensor, *weights: Tensor) -> Tensor:
+    for weight in weights:
+        x = x + torch.tanh(torch.sigmoid(x @ weight) - 0.5)
+    return x
+
+
+def test_layers_are_called() -> None:
+    forward, backward = folded(dense, *inputs())
+    assert calls(forward) == [6]
+    assert calls(backward) in ([5], [6])
+    (body,) = {node.args[0].target for node in forward.graph.nodes if node.target is CALL}
+    assert sum(node.op == "call_function" for node in getattr(forward, body).graph.nodes) < 8
+
+
+def test_layers_that_differ_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(x: Tensor, *weights: Tensor) -> Tensor:
+        for number, weight in enumerate(weights, 1):
+            x = torch.tanh(torch.sigmoid((number * x) @ weight) - number) / number + x
+        return x
+
+    monkeypatch.setattr(repeats, "SMALLEST", 20)
+    forward, _ = folded(step, *inputs())
+    assert calls(forward) == []
+    forward, _ = folded(dense, *inputs())
+    assert calls(forward) == [6]
+
+
+def test_layers_of_which_some_read_others_are_not() -> None:
+    """The same operations, but of what another one gave."""
+
+    def step(x: Tensor, *weights: Tensor) -> Tensor:
+        for number, weight in enumerate(weights):
+            y = torch.sigmoid(x @ weight)
+            z = torch.tanh(y)
+            x = torch.exp(-(y if number % 2 else z)) + torch.cos(z if number % 2 else y)
+        return x
+
+    forward, _ = folded(step, *inputs())
+    assert calls(forward) in ([3], [3, 3])
+
+
+def test_there_are_too_few_operations_to_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repeats, "SMALLEST", 80)
+    forward, _ = folded(dense, *inputs())
+    assert calls(forward) == []
+
+
+def test_views_of_a_layer_are_taken_outside() -> None:
+    """A result must not share the memory of another one or of what was given."""
+
+    def step(x: Tensor, *weights: Tensor) -> Tensor:
+        collected = []
+        for weight in weights:
+            y = torch.tanh(torch.sigmoid(x @ weight) - 0.5)
+            collected += [y[:, :2].t(), x.view(-1)[:3]]
+            x = x + y
+        return torch.cat([each.reshape(-1) for each in collected]) * x.sum()
+
+    forward, _ = folded(step, *inputs())
+    assert calls(forward) == [6]
+    for node in forward.graph.nodes:
+        if node.target is CALL:
+            storages = [each.untyped_storage()._cdata for each in node.meta["val"]]
+            given = [each.meta["val"].untyped_storage()._cdata for each in node.args[2:]]
+            assert len({*storages, *given}) == len(storages) + len(given)
+
+
+def test_what_edges_read_is_read_again() -> None:
+    """No result of a call has a value for each edge that its reader could take from the atoms."""
+
+    def step(source: Tensor, target: Tensor, x: Tensor, *weights: Tensor) -> Tensor:
+        read = x[source]
+        for weight in weights:
+            x = torch.tanh(torch.sigmoid(x @ weight) - 0.5)
+            sums = torch.zeros_like(x).index_add(0, target, read * x[source])
+            read = x[target]
+            x = x + sums
+        return x + torch.zeros_like(x).index_add(0, target, read)
+
+    edge_index = torch.randint(0, ATOMS, (2, EDGES), generator=torch.Generator().manual_seed(1))
+    forward, _ = folded(step, *edge_index, *inputs())
+    assert calls(forward)[-1] >= 4
+    for node in forward.graph.nodes:
+        if node.target is CALL:
+            values = [each for each in node.meta["val"] if each.dim() == 2]
+            assert all(len(value) != EDGES for value in values)
+
+
+def test_sizes_are_known_in_a_call() -> None:
+    """A called graph is told the sizes that it cannot see in what it gets."""
+
+    def step(x: Tensor, *weights: Tensor) -> Tensor:
+        for weight in weights:
+            padded = torch.cat([torch.tanh(x @ weight), x.new_zeros(x.shape[0], 1)], 1).view(-1)
+            x = x + torch.sigmoid(padded)[: x.shape[0] * CHANNELS].view(x.shape[0], CHANNELS)
+        return x
+
+    x, *weights = inputs()
+    torch._dynamo.reset()
+    compiled = torch.compile(step, backend="aot_eager", dynamic=True)
+    torch.testing.assert_close(compiled(x, *weights), step(x, *weights))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_the_compiler_writes_one_function(monkeypatch: pytest.MonkeyPatch, dynamic: bool) -> None:
+    from pyg_equivariant.nn.compiler import inductor_options, register_rules
+
+    register_rules()
+    x, *weights = inputs()
+    expected = dense(x, *weights)
+    gradients = torch.autograd.grad(expected.square().sum(), (x, *weights))
+    torch._dynamo.reset()
+    with torch._inductor.config.patch(fx_graph_cache=False), torch._functorch.config.patch(enable_autograd_cache=False):
+        compiled = torch.compile(dense, options=inductor_options(), dynamic=dynamic)
+
+        def run() -> tuple[Tensor, tuple[Tensor, ...]]:
+            result = compiled(x, *weights)
+            return result, torch.autograd.grad(result.square().sum(), (x, *weights))
+
+        (result, found), codes = run_and_get_code(run)
+    torch.testing.assert_close(result, expected)
+    torch.testing.assert_close(found, gradients)
+    assert len(codes) == 2
+    for code in codes:
+        assert code.count("def ") - code.count("def call") - code.count("def recursively") >= 1
+        assert code.count("repeated_0(") >= 5
+
+
+def test_a_call_does_not_write_into_what_it_is_given() -> None:
+    """PyTorch takes the arguments of a graph in a backward part for those of the part, some of which are free."""
+    from pyg_equivariant.nn.compiler import register_rules
+
+    register_rules()
+    lowering = torch._inductor.graph.SubgraphLowering.__new__(torch._inductor.graph.SubgraphLowering)
+    told: list[bool] = []
+
+    def own(self: Any, parent: str) -> None:
+        told.append(parent == "parent")
+        self.bw_donated_idxs = [0]
+
+    shortcuts._without_donations(own)(lowering, "parent")
+    assert told == [True]
+    assert lowering.bw_donated_idxs is None
+    assert torch._inductor.graph.SubgraphLowering.__init__.__name__ == "set_up", "the compiler was not told"

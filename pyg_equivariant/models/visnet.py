@@ -15,7 +15,6 @@ from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.exchange import exchange
 from pyg_equivariant.nn.expnormal import ExpNormalBasis
 from pyg_equivariant.nn.geometry import safe_norm
-from pyg_equivariant.nn.harmonic_sum import sum_to_edges
 from pyg_equivariant.nn.harmonics import spherical_harmonics
 from pyg_equivariant.nn.head_sum import head_dot, head_sum
 from pyg_equivariant.nn.layer_norm import LayerNorm
@@ -24,6 +23,7 @@ from pyg_equivariant.nn.mlp import dense
 from pyg_equivariant.nn.neighbor_embedding import NeighborEmbedding
 from pyg_equivariant.nn.pairs import find_pairs, spread
 from pyg_equivariant.nn.radial import RadialBasis
+from pyg_equivariant.nn.rejection import rejection_product
 from pyg_equivariant.o3.layout import degrees, num_components
 
 __all__ = ["ViSNet", "ViSNetConv", "ViSNetEdgeUpdate"]
@@ -154,16 +154,8 @@ class ViSNetEdgeUpdate(nn.Module):
         pair: Int[Tensor, " E"] | None = None,
     ) -> Float[Tensor, "E C"]:
         """The update of the edges' features; the arguments are those of :class:`ViSNetConv`."""
-        source, target = edge_index
-        own, other = self.mix(vec).chunk(2, -1)
-        rows = (0, edge_sh.shape[1])
-        along_own, along_other = (
-            sum_to_edges(edge_sh, v, n, rows).squeeze(1) for v, n in ((own, target), (other, source))
-        )
-        # the product of the rejections, multiplied out
-        along = along_own * along_other * (edge_sh.square().sum(-1, keepdim=True) - 2.0)
-        across = (own.index_select(0, target) * other.index_select(0, source)).sum(1)
-        return spread(silu(self.dense(edge)), pair) * (across + along)
+        product = rejection_product(self.mix(vec), edge_sh, *edge_index)
+        return spread(silu(self.dense(edge)), pair) * product
 
 
 class ViSNet(Representation):

@@ -88,6 +88,12 @@ struct Exchange {
     int64_t rows, components, channels, threads;
 };
 
+// Atoms have tensors of so many components for their part as targets and as many for that as sources.
+struct Rejection {
+    int64_t edges, nodes, components, channels, threads;
+    const int64_t *source, *target;
+};
+
 // The first edge that leads out of the atoms, or -1.
 inline int64_t stray(const Harmonics &size) {
     for (int64_t e = 0; e < size.edges; ++e)
@@ -128,6 +134,14 @@ template <typename T> void harmonics_second(const Rows2d &, const T *v, const T 
 template <typename T> int64_t head_value(const Heads &, const Product<T> &, Sums<T>);
 template <typename T> int64_t head_first(const Heads &, const Product<T> &, Sums<T>);
 template <typename T> int64_t head_second(const Heads &, const Product<T> &, const Product<T> &h, Sums<T>);
+
+// see rejection.cpp
+template <typename T> int64_t rejection_forward(const Rejection &, const T *x, const T *y, T *out);
+template <typename T>
+int64_t rejection_backward(const Rejection &, const T *x, const T *y, const T *g, T *x_out, T *y_out);
+template <typename T>
+int64_t rejection_second(const Rejection &, const T *x, const T *y, const T *g, const T *hx, const T *hy, T *x_out, T *y_out,
+                         T *g_out);
 
 // see product_sum.cpp; b has the width rank
 template <typename T>

@@ -30,6 +30,7 @@ using kernels::Harmonics;
 using kernels::Inputs;
 using kernels::Outputs;
 using kernels::POINTS;
+using kernels::Rejection;
 using kernels::Rows2d;
 using kernels::Sizes;
 using kernels::Table;
@@ -988,6 +989,66 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor> exchange_second(const Tensor &
     return {of_o, of_x, of_g, of_h};
 }
 
+// Products of rejections.
+
+struct Rejected {
+    const Tensor x, y, source, target;
+    Rejection size;
+
+    Rejected(const Tensor &tensors, const Tensor &sh, const Tensor &from, const Tensor &to)
+        : x(tensors.contiguous()), y(sh.contiguous()), source(from.contiguous()), target(to.contiguous()),
+          size{from.size(0), x.size(0), x.size(1), x.size(-1) / 2, at::get_num_threads(), indices(source), indices(target)} {
+        TORCH_CHECK_VALUE(x.dim() == 3 && x.size(2) % 2 == 0 && to.size(0) == size.edges &&
+                              y.sizes() == at::IntArrayRef({size.edges, size.components}), "edges from ", from.sizes(),
+                          " to ", to.sizes(), " with ", y.sizes(), " components read tensors ", x.sizes());
+    }
+    Tensor gradients(const Tensor &g) const {
+        TORCH_CHECK_VALUE(g.sizes() == at::IntArrayRef({size.edges, size.channels}), size.edges, " edges with ",
+                          size.channels, " channels got gradients ", g.sizes());
+        return g.contiguous();
+    }
+    void check(int64_t edge) const {
+        TORCH_CHECK_INDEX(edge < 0, "edge ", edge, " has the atoms ", size.source[edge], " and ", size.target[edge], " of ",
+                          size.nodes);
+    }
+};
+
+static Tensor rejection_forward(const Tensor &x, const Tensor &y, const Tensor &source, const Tensor &target) {
+    const Rejected of(x, y, source, target);
+    const Tensor result = at::empty({of.size.edges, of.size.channels}, x.options());
+    of.check(typed(x, [&](auto zero) {
+        using T = decltype(zero);
+        return kernels::rejection_forward<T>(of.size, in<T>(of.x), in<T>(of.y), out<T>(result));
+    }));
+    return result;
+}
+
+static std::tuple<Tensor, Tensor> rejection_backward(const Tensor &x, const Tensor &y, const Tensor &g, const Tensor &source,
+                                                     const Tensor &target) {
+    const Rejected of(x, y, source, target);
+    const Tensor grad = of.gradients(g), of_x = empty(of.x), of_y = empty(of.y);
+    of.check(typed(x, [&](auto zero) {
+        using T = decltype(zero);
+        return kernels::rejection_backward<T>(of.size, in<T>(of.x), in<T>(of.y), in<T>(grad), out<T>(of_x), out<T>(of_y));
+    }));
+    return {of_x, of_y};
+}
+
+static std::tuple<Tensor, Tensor, Tensor> rejection_second(const Tensor &x, const Tensor &y, const Tensor &g, const Tensor &hx,
+                                                           const Tensor &hy, const Tensor &source, const Tensor &target) {
+    const Rejected of(x, y, source, target);
+    TORCH_CHECK_VALUE(hx.sizes() == x.sizes() && hy.sizes() == y.sizes(), "tensors ", x.sizes(), " and components ", y.sizes(),
+                      " got directions ", hx.sizes(), " and ", hy.sizes());
+    const Tensor grad = of.gradients(g), by_x = hx.contiguous(), by_y = hy.contiguous();
+    const Tensor of_x = empty(of.x), of_y = empty(of.y), of_g = empty(grad);
+    of.check(typed(x, [&](auto zero) {
+        using T = decltype(zero);
+        return kernels::rejection_second<T>(of.size, in<T>(of.x), in<T>(of.y), in<T>(grad), in<T>(by_x), in<T>(by_y),
+                                            out<T>(of_x), out<T>(of_y), out<T>(of_g));
+    }));
+    return {of_x, of_y, of_g};
+}
+
 // Each under two names: without the underscore it has derivatives.
 TORCH_LIBRARY_IMPL(pyg_equivariant, CPU, m) {
     for (const std::string prefix : {"", "_"}) {
@@ -1026,6 +1087,9 @@ TORCH_LIBRARY_IMPL(pyg_equivariant, CPU, m) {
         both("exchange_forward", TORCH_FN(exchange_forward));
         both("exchange_backward", TORCH_FN(exchange_backward));
         both("exchange_second", TORCH_FN(exchange_second));
+        both("rejection_forward", TORCH_FN(rejection_forward));
+        both("rejection_backward", TORCH_FN(rejection_backward));
+        both("rejection_second", TORCH_FN(rejection_second));
         both("find_pairs", TORCH_FN(find_pairs));
         both("find_returns", TORCH_FN(find_returns));
         both("block_product", TORCH_FN(block_product));

@@ -12,15 +12,19 @@ __all__ = ["rejection_product"]
 
 
 def rejection_product(
-    tensors: Float[Tensor, "N M C2"], edge_sh: Float[Tensor, "E M"], source: Int[Tensor, " E"], target: Int[Tensor, " E"]
+    tensors: Float[Tensor, "N M C2"],
+    edge_sh: Float[Tensor, "E M"],
+    source: Int[Tensor, " E"],
+    target: Int[Tensor, " E"],
 ) -> Float[Tensor, "E C"]:
-    r"""The product of rejections, by which the edges of ViSNet (Wang et al. 2022, arXiv:2210.16518) know dihedral angles.
+    r"""The product of rejections, from which ViSNet's edges know dihedral angles (Wang et al. 2022, arXiv:2210.16518).
 
     .. math::
         r_{ij} = ⟨\mathrm{Rej}(t_i), \mathrm{Rej}(s_j)⟩ = ⟨t_i, s_j⟩ + (|Y_{ij}|^2 - 2) ⟨t_i, Y_{ij}⟩ ⟨s_j, Y_{ij}⟩,
         \qquad \mathrm{Rej}(v) = v - ⟨v, Y_{ij}⟩ \, Y_{ij}
 
-    On the CPU it is one operation, and so is each of its first two derivatives: no tensor of edges and components is made.
+    On the CPU it is one operation, and so is each of its first two derivatives: no tensor of edges and components is
+    made.
 
     Args:
         tensors: Of the atoms, t for edges that they are the target of and s for those that they are the source of, side

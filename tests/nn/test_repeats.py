@@ -151,10 +151,22 @@ def test_sizes_are_known_in_a_call() -> None:
             x = x + torch.sigmoid(padded)[: x.shape[0] * CHANNELS].view(x.shape[0], CHANNELS)
         return x
 
+    from pyg_equivariant.nn.compiler import inductor_options, register_rules
+
+    register_rules()
     x, *weights = inputs()
     torch._dynamo.reset()
-    compiled = torch.compile(step, backend="aot_eager", dynamic=True)
-    torch.testing.assert_close(compiled(x, *weights), step(x, *weights))
+    with torch._inductor.config.patch(fx_graph_cache=False), torch._functorch.config.patch(enable_autograd_cache=False):
+        compiled = torch.compile(step, options=inductor_options(), dynamic=True)
+        for rows in (slice(None), slice(3)):
+            part = x[rows].detach()
+            result, codes = run_and_get_code(lambda part=part: compiled(part, *weights))
+            expected = step(part, *weights)
+            torch.testing.assert_close(result, expected)
+            found = torch.autograd.grad(result.square().sum(), weights)
+            torch.testing.assert_close(found, torch.autograd.grad(expected.square().sum(), weights))
+            assert len(codes) == 2 or len(part) != ATOMS  # it may be compiled for all sizes
+            assert all(code.count("repeated_0(") >= 5 for code in codes)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

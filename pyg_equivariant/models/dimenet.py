@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from pyg_equivariant.models.base import Representation
 from pyg_equivariant.nn.activation import silu
 from pyg_equivariant.nn.bessel import SphericalBesselBasis
+from pyg_equivariant.nn.compiler import stored
 from pyg_equivariant.nn.conv import Conv, segment_sum
 from pyg_equivariant.nn.cutoff import PolynomialCutoff
 from pyg_equivariant.nn.dense import Dense
@@ -266,13 +267,12 @@ class DimeNet(Representation):
         edge_vec: Float[Tensor, "E 3"],
     ) -> Float[Tensor, "N 1 1 C"]:
         """Scalars of the atoms; the arguments are those of :class:`Representation`."""
-        edge_len = safe_norm(edge_vec)
-        length = edge_len / self.cutoff
-        envelope = self.envelope(length).unsqueeze(-1)
-        edge_rbf = envelope * self.radial(length)
-        zero = (length == 0).unsqueeze(-1)
-        inverse = torch.where(zero, 0.0, envelope / torch.where(zero, 1.0, length.unsqueeze(-1)))
-        edge_sbf = inverse.unsqueeze(-1) * self.spherical(length)
+        length = stored(safe_norm(edge_vec) / self.cutoff)
+        envelope = stored(self.envelope(length))
+        edge_rbf = stored(envelope.unsqueeze(-1) * self.radial(length))
+        zero = length == 0
+        inverse = stored(torch.where(zero, 0.0, envelope / torch.where(zero, 1.0, length)))
+        edge_sbf = stored(inverse.view(-1, 1, 1) * self.spherical(length))
         paths = find_paths(edge_index, edge_vec, z.shape[0], self.num_degrees)
         target = edge_index[1]
         message = self.embedding(z, edge_index, edge_rbf)

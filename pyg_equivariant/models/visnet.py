@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pyg_equivariant.models.base import Representation
 from pyg_equivariant.nn.activation import silu
+from pyg_equivariant.nn.compiler import stored
 from pyg_equivariant.nn.conv import EdgeSumConv
 from pyg_equivariant.nn.cutoff import CosineCutoff
 from pyg_equivariant.nn.edge_sum import CONSTANT, Term
@@ -22,7 +23,7 @@ from pyg_equivariant.nn.loops import with_loops
 from pyg_equivariant.nn.mlp import dense
 from pyg_equivariant.nn.neighbor_embedding import NeighborEmbedding
 from pyg_equivariant.nn.pairs import find_pairs, spread
-from pyg_equivariant.nn.radial import RadialBasis
+from pyg_equivariant.nn.radial import RadialBasis, enveloped
 from pyg_equivariant.nn.rejection import rejection_product
 from pyg_equivariant.o3.layout import degrees, num_components
 
@@ -223,15 +224,13 @@ class ViSNet(Representation):
         looped, edge_vec = with_loops(edge_index, edge_vec, z.shape[0])
         pairs = find_pairs(looped, edge_vec)
         source, target = looped.index_select(1, pairs.first)
-        length = safe_norm(edge_vec.index_select(0, pairs.first))
-        envelope = self.envelope(length)
-        edge_rbf = self.radial(length) * envelope.unsqueeze(-1)
+        length = stored(safe_norm(edge_vec.index_select(0, pairs.first)))
+        edge_rbf, with_bias, envelope = enveloped(self.radial, self.envelope, length)
         edge_sh = spherical_harmonics(edge_vec, self.lmax)[:, 1:] * edge_vec.new_tensor(self.sh_scale)
-        enveloped = torch.cat([edge_rbf, torch.ones_like(edge_rbf[:, :1])], -1) * envelope.unsqueeze(-1)
-        scalar = self.neighbors(self.embedding(z), z, edge_index, enveloped, pairs.of[: edge_index.shape[1]])
+        scalar = self.neighbors(self.embedding(z), z, edge_index, with_bias, pairs.of[: edge_index.shape[1]])
         edge = (scalar.index_select(0, source) + scalar.index_select(0, target)) * self.edges(edge_rbf)
         pair: Tensor | None = pairs.of  # until the first update both edges of a pair have the same features
-        envelope = spread(envelope, pair)
+        envelope = stored(spread(envelope, pair))
         vec = scalar.new_zeros(z.shape[0], num_components(self.lmax) - 1, self.channels)
         for conv, update in zip(self.convs, [None, *self.edge_updates, None], strict=False):
             ds, dv = conv(scalar, vec, looped, edge, edge_sh, envelope, pair)

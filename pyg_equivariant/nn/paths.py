@@ -3,6 +3,7 @@
 import math
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -98,7 +99,7 @@ def sum_products_over_paths(
     """
     target = paths.edge_index[1]
     tensors = sum_products_to_atoms(paths.arriving, factors, weight, x, target, paths.num_atoms, _first(paths))
-    straight = (_straight(paths).unsqueeze(-1) * factors).sum(1)
+    straight = torch.tensordot(factors, _straight(paths), dims=([1], [0]))
     return _received(paths, tensors, x * linear(straight, weight.T))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch._guards import detect_fake_mode
-from torch._inductor import compile_fx, graph, ir, sizevars
+from torch._inductor import compile_fx, fx_utils, graph, ir, sizevars
 from torch._inductor.codegen.common import pointwise_overrides_data
 from torch._inductor.dtype_propagation import DtypePropagationOpsHandler
 from torch._inductor.utils import op_dtype_propagation_rules
@@ -33,9 +33,11 @@ def take_shortcuts() -> None:
         (ir, "ir_node_to_tensor", _one_a_shape),
         (compile_fx, "fake_tensor_prop", _as_traced),
         (graph.SubgraphLowering, "__init__", _without_donations),
+        (fx_utils, "_is_fake_tensor_same", _or_the_same),
     ]
     for owner, name, change in changes:
-        setattr(owner, name, change(getattr(owner, name)))
+        if hasattr(owner, name):  # older versions have less to be changed
+            setattr(owner, name, change(getattr(owner, name)))
 
 
 def _remembered(name: str, own: Callable[[SymNode, Any], SymNode]) -> Callable[[SymNode, Any], SymNode]:
@@ -118,6 +120,15 @@ def _as_traced(own: Callable[..., Any]) -> Callable[..., Any]:
         return mode if mode is not None and known else own(gm, inputs, *rest, **options)
 
     return propagate
+
+
+def _or_the_same(own: Callable[..., bool]) -> Callable[..., bool]:
+    """A tensor without contents is taken for another one than itself, and all that depends on it is run again."""
+
+    def is_same(new: Any, old: Any, *rest: Any, **options: Any) -> bool:
+        return new is old or own(new, old, *rest, **options)
+
+    return is_same
 
 
 def _without_donations(own: Callable[..., None]) -> Callable[..., None]:

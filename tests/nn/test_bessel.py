@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.special import spherical_jn
 
+from pyg_equivariant.nn import bessel
 from pyg_equivariant.nn.bessel import SphericalBesselBasis, spherical_bessel_roots
 from pyg_equivariant.testing import assert_close
 
@@ -21,6 +22,12 @@ def expected(u, num_degrees, num_basis, order=0):
     return torch.from_numpy(np.stack(columns, 1))
 
 
+def derivative(values, u):
+    """Of each function at each length."""
+    columns = [torch.autograd.grad(column.sum(), u, create_graph=True)[0] for column in values.flatten(1).unbind(1)]
+    return torch.stack(columns, 1).view_as(values)
+
+
 def test_roots_are_roots_and_none_is_missing():
     roots = spherical_bessel_roots(7, 6)
     for degree, row in enumerate(roots):
@@ -33,16 +40,33 @@ def test_roots_are_roots_and_none_is_missing():
 def test_values_and_derivatives(num_degrees, num_basis):
     basis = SphericalBesselBasis(num_degrees, num_basis).double()
     u = torch.tensor([1e-3, 0.01, 0.1, 0.3, 0.5, 0.9, 1.0 - 1e-9], dtype=torch.float64)
-    one = torch.ones_like(u)
-
-    def with_slope(u):
-        return torch.func.jvp(basis, (u,), (one,))
-
-    (values, slope), (_, bend) = torch.func.jvp(with_slope, (u,), (one,))
-    assert_close(values, expected(u, num_degrees, num_basis), "functions", tolerance=1e-12)
-    assert_close(slope, expected(u, num_degrees, num_basis, 1), "slopes", tolerance=1e-11)
+    exact = [expected(u, num_degrees, num_basis, order) for order in range(3)]
+    values = basis(u.requires_grad_())
+    slope = derivative(values, u)
+    bend = derivative(slope, u)
+    assert_close(values, exact[0], "functions", tolerance=1e-12)
+    assert_close(slope, exact[1], "slopes", tolerance=1e-11)
     # (1 − l(l + 1)/t²) of the reference loses digits near zero
-    assert_close(bend[2:], expected(u, num_degrees, num_basis, 2)[2:], "second derivatives", tolerance=1e-9)
+    assert_close(bend[2:], exact[2][2:], "second derivatives", tolerance=1e-9)
+
+
+def test_the_kernel_does_what_products_do(monkeypatch):
+    """At any length, 1 and beyond, in three derivatives."""
+    basis = SphericalBesselBasis(3, 18).double()
+    u = torch.cat([torch.linspace(0.0, 1.0, 37), torch.tensor([1.5])]).double().requires_grad_()
+    weight = torch.randn(3, 18, dtype=torch.float64)
+
+    def derivatives(order):
+        y = (basis(u) * weight).sum((1, 2))
+        for _ in range(order):
+            (y,) = torch.autograd.grad(y.sum(), u, create_graph=True)
+        return y
+
+    values, by_kernel = basis(u), [derivatives(order) for order in range(4)]
+    monkeypatch.setattr(bessel, "runs_on", lambda u: False)
+    assert_close(values, basis(u), "functions", tolerance=1e-13)
+    for order, tolerance in ((1, 1e-12), (2, 1e-11), (3, 1e-10)):
+        assert_close(by_kernel[order], derivatives(order), f"derivative {order}", tolerance=tolerance)
 
 
 def test_all_derivatives_at_zero():

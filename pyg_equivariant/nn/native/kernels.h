@@ -64,6 +64,10 @@ template <typename T> struct Factor {
     const T *of(int64_t edge) const { return data + index[edge] * stride; }
 };
 
+struct Series {
+    int64_t rows, terms, columns, threads;
+};
+
 struct Heads {
     int64_t edges, channels, heads, threads;
 };
@@ -119,6 +123,9 @@ template <typename T> int64_t interpolation_read(const Sizes &, const T *table, 
 template <typename T> int64_t interpolation_put(const Sizes &, const T *c, const T *g, T *out);
 template <typename T> int64_t interpolation_dot(const Sizes &, const T *g, const T *table, T *out);
 template <typename T> void interpolation_polynomials(int64_t rows, int64_t order, const T *t, T *out);
+
+// see chebyshev.cpp
+template <typename T> void chebyshev_series(const Series &, int64_t order, const T *u, const T *series, T *out);
 
 // see harmonic_sum.cpp
 template <typename T> int64_t harmonic_to_atoms(const Harmonics &, const T *y, const T *v, T *out);

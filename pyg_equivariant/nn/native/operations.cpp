@@ -237,6 +237,21 @@ static Tensor interpolation_dot(const Tensor &g, const Tensor &table, const Tens
     return result;
 }
 
+// Chebyshev series.
+
+static Tensor chebyshev_series(const Tensor &u, const Tensor &series, int64_t order) {
+    TORCH_CHECK_VALUE(u.dim() == 1 && series.dim() == 2 && series.size(0) > 0 && order >= 0 && u.dtype() == series.dtype(),
+                      "derivative ", order, " of a series of coefficients ", series.sizes(), " at numbers ", u.sizes());
+    const Tensor from = u.contiguous(), coefficients = series.contiguous();
+    Tensor result = at::empty({u.size(0), series.size(1)}, u.options());
+    typed(u, [&](auto zero) {
+        using T = decltype(zero);
+        kernels::chebyshev_series<T>({u.size(0), series.size(0), series.size(1), at::get_num_threads()}, order, in<T>(from),
+                                     in<T>(coefficients), out<T>(result));
+    });
+    return result;
+}
+
 // Harmonics of edges.
 
 static Rows2d vectors(const Tensor &v, int64_t lmax) {
@@ -1060,6 +1075,7 @@ TORCH_LIBRARY_IMPL(pyg_equivariant, CPU, m) {
         both("interpolation_read", TORCH_FN(interpolation_read));
         both("interpolation_put", TORCH_FN(interpolation_put));
         both("interpolation_dot", TORCH_FN(interpolation_dot));
+        both("chebyshev_series", TORCH_FN(chebyshev_series));
         both("harmonics_forward", TORCH_FN(harmonics_forward));
         both("harmonics_backward", TORCH_FN(harmonics_backward));
         both("harmonics_second", TORCH_FN(harmonics_second));

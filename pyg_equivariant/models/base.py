@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pyg_equivariant.nn.configurable import Configurable
+from pyg_equivariant.nn.dense_chain import DenseChain
 
 __all__ = ["Group", "Representation"]
 
@@ -68,7 +69,9 @@ class Representation(Configurable, ABC):
         On a CPU networks of the edges' lengths alone are tabulated, in float32, and the weights of a
         :class:`~pyg_equivariant.nn.dense_chain.DenseChain` arranged. The model can be neither trained nor saved then.
         """
-        return
+        for module in self.modules():
+            if isinstance(module, DenseChain):
+                module.freeze()
 
     def turn(self, rotation: Float[Tensor, "3 3"]) -> None:
         """Rotates what the model drew at random, where its group is 'SE(3) in distribution'."""

@@ -248,12 +248,6 @@ class DimeNet(Representation):
         self.interactions = nn.ModuleList(_Interaction(channels, self._conv()) for _ in range(num_layers))
         self.outputs = nn.ModuleList(self._output() for _ in range(num_layers + 1))
 
-    def tabulate(self) -> None:
-        """See :meth:`Representation.tabulate`."""
-        for module in self.modules():
-            if isinstance(module, DenseChain):
-                module.freeze()
-
     def _conv(self) -> DimeNetConv | DimeNetPlusPlusConv:
         return DimeNetConv(self.channels, self.num_basis, self.num_degrees)
 

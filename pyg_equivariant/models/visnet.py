@@ -11,6 +11,7 @@ from pyg_equivariant.nn.activation import silu
 from pyg_equivariant.nn.compiler import stored
 from pyg_equivariant.nn.conv import EdgeSumConv
 from pyg_equivariant.nn.cutoff import CosineCutoff
+from pyg_equivariant.nn.dense_chain import DenseChain
 from pyg_equivariant.nn.edge_sum import CONSTANT, Term
 from pyg_equivariant.nn.embedding import AtomEmbedding
 from pyg_equivariant.nn.exchange import exchange
@@ -78,8 +79,8 @@ class ViSNetConv(EdgeSumConv):
         self.query = dense(channels, channels)
         self.key = dense(channels, channels)
         self.value = dense(channels, channels)
-        self.filter = dense(channels, 2 * channels)
-        self.to_vectors = dense(channels, kinds * channels, bias=False)
+        self.filter = DenseChain([dense(channels, 2 * channels)])
+        self.to_vectors = DenseChain([dense(channels, kinds * channels, bias=False)])
         self.mix = dense(channels, 3 * channels, bias=False) if ones else None
         self.out = dense(channels, 3 * channels if ones else channels)
 
@@ -105,14 +106,14 @@ class ViSNetConv(EdgeSumConv):
             pair: Which row of ``edge`` an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own if not given.
         """
         scalar = self.norm(scalar)
-        weight_key, weight_value = silu(self.filter(edge)).chunk(2, -1)
+        weight_key, weight_value = self.filter(edge).chunk(2, -1)
         source, target = edge_index
         own = torch.arange(source.shape[0], device=source.device)
         row = own if pair is None else pair
         score = head_dot((self.query(scalar), target), (self.key(scalar), source), (weight_key, row), self.num_heads)
         attention = silu(score) * envelope.unsqueeze(-1)
         message = head_sum((self.value(scalar), source), (weight_value, row), attention, own, own.shape[0])
-        filters = torch.cat([silu(self.to_vectors(message)), message], -1)
+        filters = torch.cat([self.to_vectors(message), message], -1)
         ones = torch.ones_like(scalar).unsqueeze(1)
         sent = ones if self.mix is None else torch.cat([vec, ones], 1)
         received = self.message_and_aggregate(edge_index, sent, filters.unflatten(1, (-1, scalar.shape[1])), edge_sh)
@@ -143,20 +144,19 @@ class ViSNetEdgeUpdate(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.dense = dense(channels, channels)
+        self.dense = DenseChain([dense(channels, channels)])
         self.mix = dense(channels, 2 * channels, bias=False)
 
     def forward(
         self,
-        edge: Float[Tensor, "P C"],
+        edge: Float[Tensor, "E C"],
         vec: Float[Tensor, "N M C"],
         edge_index: Int[Tensor, "2 E"],
         edge_sh: Float[Tensor, "E M"],
-        pair: Int[Tensor, " E"] | None = None,
     ) -> Float[Tensor, "E C"]:
         """The update of the edges' features; the arguments are those of :class:`ViSNetConv`."""
-        product = rejection_product(self.mix(vec), edge_sh, *edge_index)
-        return spread(silu(self.dense(edge)), pair) * product
+        out: Tensor = self.dense(edge) * rejection_product(self.mix(vec), edge_sh, *edge_index)
+        return out
 
 
 class ViSNet(Representation):
@@ -229,12 +229,13 @@ class ViSNet(Representation):
         edge_sh = spherical_harmonics(edge_vec, self.lmax)[:, 1:] * edge_vec.new_tensor(self.sh_scale)
         scalar = self.neighbors(self.embedding(z), z, edge_index, with_bias, pairs.of[: edge_index.shape[1]])
         edge = (scalar.index_select(0, source) + scalar.index_select(0, target)) * self.edges(edge_rbf)
-        pair: Tensor | None = pairs.of  # until the first update both edges of a pair have the same features
+        pair: Tensor | None = pairs.of  # at first both edges of a pair have the same features
         envelope = stored(spread(envelope, pair))
         vec = scalar.new_zeros(z.shape[0], num_components(self.lmax) - 1, self.channels)
         for conv, update in zip(self.convs, [None, *self.edge_updates, None], strict=False):
             ds, dv = conv(scalar, vec, looped, edge, edge_sh, envelope, pair)
+            edge, pair = spread(edge, pair), None  # the layers from here on are alike, and so compiled once
             if update is not None:
-                edge, pair = spread(edge, pair) + update(edge, vec, looped, edge_sh, pair), None
+                edge = edge + update(edge, vec, looped, edge_sh)
             scalar, vec = scalar + ds, vec + dv
         return torch.cat([self.norm(scalar).unsqueeze(1), vec], 1).unsqueeze(1)

@@ -1,15 +1,20 @@
 """What PyTorch's compiler finds out again and again, found out once, for first steps that wait less."""
 
 import functools
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch._guards import detect_fake_mode
 from torch._inductor import compile_fx, fx_utils, graph, ir, sizevars
 from torch._inductor.codegen.common import pointwise_overrides_data
 from torch._inductor.dtype_propagation import DtypePropagationOpsHandler
 from torch._inductor.utils import op_dtype_propagation_rules
 from torch._inductor.virtualized import V
+from torch._ops import OpOverload
+from torch.fx import Node
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.fx.experimental.sym_node import SymNode
 from torch.utils._sympy.functions import FloorDiv, ModularIndexing
@@ -33,7 +38,7 @@ def take_shortcuts() -> None:
         (ir, "ir_node_to_tensor", _one_a_shape),
         (compile_fx, "fake_tensor_prop", _as_traced),
         (graph.SubgraphLowering, "__init__", _without_donations),
-        (fx_utils, "_is_fake_tensor_same", _or_the_same),
+        (fx_utils, "_is_fake_tensor_same", _or_as_good),
     ]
     for owner, name, change in changes:
         if hasattr(owner, name):  # older versions have less to be changed
@@ -122,13 +127,36 @@ def _as_traced(own: Callable[..., Any]) -> Callable[..., Any]:
     return propagate
 
 
-def _or_the_same(own: Callable[..., bool]) -> Callable[..., bool]:
-    """A tensor without contents is taken for another one than itself, and all that depends on it is run again."""
+def _or_as_good(own: Callable[..., bool]) -> Callable[..., bool]:
+    """A tensor without contents is taken for another one than itself, and all that is made from it is run again.
 
-    def is_same(new: Any, old: Any, *rest: Any, **options: Any) -> bool:
-        return new is old or own(new, old, *rest, **options)
+    So is one of the same shape in memory of its own, which nothing looks at in another way.
+    """
+
+    def is_same(new: Any, old: Any, storages: Mapping[int, int], **options: Any) -> bool:
+        if new is old or own(new, old, storages, **options):
+            return True
+        node = options.get("node")
+        if node is None or not (isinstance(new, Tensor) and isinstance(old, Tensor)) or not _is_only_read(node):
+            return False
+        known, fresh = (fx_utils.get_storage(each) for each in (old, new))
+        alone = storages.get(known) == 1 and fresh not in storages and new.storage_offset() == old.storage_offset() == 0
+        return alone and own(new, old, storages, **{**options, "check_storage": False})
 
     return is_same
+
+
+def _is_only_read(node: Node) -> bool:
+    """Whether no operation gives a part of what this one gives, or the whole of it."""
+    return all(
+        _is_only_read(user) if user.target is operator.getitem else _gives_its_own(user.target) for user in node.users
+    )
+
+
+def _gives_its_own(target: Any) -> bool:
+    if isinstance(target, OpOverload):
+        return all(each.alias_info is None for each in target._schema.returns)
+    return target is torch.ops.higher_order.invoke_subgraph
 
 
 def _without_donations(own: Callable[..., None]) -> Callable[..., None]:

@@ -38,19 +38,19 @@ def copy_weights(source, target):
         copy(layer.q_proj, conv.query)
         copy(layer.k_proj, conv.key)
         copy(layer.v_proj, conv.value)
-        conv.filter.weight.copy_(torch.cat([layer.dk_proj.weight, layer.dv_proj.weight]))
-        conv.filter.bias.copy_(torch.cat([layer.dk_proj.bias, layer.dv_proj.bias]))
+        conv.filter[0].weight.copy_(torch.cat([layer.dk_proj.weight, layer.dv_proj.weight]))
+        conv.filter[0].bias.copy_(torch.cat([layer.dk_proj.bias, layer.dv_proj.bias]))
         layer.s_proj.bias.zero_()
         if index:
-            conv.to_vectors.weight.copy_(layer.s_proj.weight)
+            conv.to_vectors[0].weight.copy_(layer.s_proj.weight)
             copy(layer.vec_proj, conv.mix)
             copy(layer.o_proj, conv.out)
         else:
-            conv.to_vectors.weight.copy_(layer.s_proj.weight.chunk(2)[1])
+            conv.to_vectors[0].weight.copy_(layer.s_proj.weight.chunk(2)[1])
             conv.out.weight.copy_(layer.o_proj.weight.chunk(3)[2])
             conv.out.bias.copy_(layer.o_proj.bias.chunk(3)[2])
     for layer, update in zip(block.vis_mp_layers[1:], target.edge_updates, strict=False):
-        copy(layer.f_proj, update.dense)
+        copy(layer.f_proj, update.dense[0])
         update.mix.weight.copy_(torch.cat([layer.w_trg_proj.weight, layer.w_src_proj.weight]))
     copy(block.out_norm, target.norm)
 
@@ -116,7 +116,7 @@ def test_edges_see_what_is_across_them(lmax):
     left, right = own[edge_index[1]], other[edge_index[0]]
     left = left - (left * along).sum(1, keepdim=True) * along
     right = right - (right * along).sum(1, keepdim=True) * along
-    expected = torch.nn.functional.silu(update.dense(edge)) * (left * right).sum(1)
+    expected = torch.nn.functional.silu(update.dense[0](edge)) * (left * right).sum(1)
     assert_close(update(edge, vec, edge_index, sh).detach(), expected.detach(), "update")
 
 
@@ -141,8 +141,8 @@ def test_wrong_sizes(wrong):
         ViSNet(8, **{"num_layers": 2, **wrong})
 
 
-def test_edges_of_a_pair_differ_after_the_first_update():
-    """Until then their features are computed once a pair; afterwards both are not alike."""
+def test_the_first_layer_works_on_pairs():
+    """Of whose edges it reads the same features. The layers after it are alike."""
     graph = RadiusGraph(CUTOFF)(example_molecule())
     model = ViSNet(8, 3, cutoff=CUTOFF, num_heads=2).double()
     fill_by_formula(model)
@@ -153,7 +153,7 @@ def test_edges_of_a_pair_differ_after_the_first_update():
     model(graph.z, graph.edge_index, graph.pos[source] - graph.pos[target])
     num_atoms, num_edges = len(graph.z), graph.num_edges
     halved = num_edges // 2 + num_atoms
-    assert pairs == [(halved, False), (halved, False), (num_edges + num_atoms, True)]
+    assert pairs == [(halved, False), *[(num_edges + num_atoms, True)] * 2]
 
 
 def test_first_layer_reads_no_vectors():

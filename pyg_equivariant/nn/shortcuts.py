@@ -1,25 +1,35 @@
 """What PyTorch's compiler finds out again and again, found out once, for first steps that wait less."""
 
 import functools
+import logging
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch._aot_autograd import graph_compile
 from torch._guards import detect_fake_mode
 from torch._inductor import compile_fx, fx_utils, graph, ir, sizevars
+from torch._inductor.codecache import FxGraphCachePickler
 from torch._inductor.codegen.common import pointwise_overrides_data
 from torch._inductor.dtype_propagation import DtypePropagationOpsHandler
 from torch._inductor.utils import op_dtype_propagation_rules
 from torch._inductor.virtualized import V
+from torch._logging._internal import log_state, trace_log
 from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Node
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.fx.experimental.sym_node import SymNode
+from torch.fx.node import map_arg
 from torch.utils._sympy.functions import FloorDiv, ModularIndexing
 
+from pyg_equivariant.nn.native import NAMESPACE
+
 __all__ = ["TRACED", "take_shortcuts"]
+
+compiler_log = logging.getLogger("torch")
 
 TRACED = "pyg_equivariant_traced"
 """Mark of a graph whose operations know what they give."""
@@ -39,6 +49,11 @@ def take_shortcuts() -> None:
         (compile_fx, "fake_tensor_prop", _as_traced),
         (graph.SubgraphLowering, "__init__", _without_donations),
         (fx_utils, "_is_fake_tensor_same", _or_as_good),
+        (fx_utils, "get_fake_args_kwargs", lambda own: _known_arguments),
+        (FakeTensorMode, "_validate_cache_key", _ours_as_well),
+        (graph_compile, "_log_joint_graph", functools.partial(_if_logged, None)),
+        (graph_compile, "_log_fw_bw_graphs", functools.partial(_if_logged, (None, None))),
+        (FxGraphCachePickler, "debug_lines", functools.partial(_if_logged, [])),
     ]
     for owner, name, change in changes:
         if hasattr(owner, name):  # older versions have less to be changed
@@ -157,6 +172,37 @@ def _gives_its_own(target: Any) -> bool:
     if isinstance(target, OpOverload):
         return all(each.alias_info is None for each in target._schema.returns)
     return target is torch.ops.higher_order.invoke_subgraph
+
+
+def _known_arguments(node: Node, gm: Any = None) -> tuple[bool, tuple[Any, ...], dict[str, Any]]:
+    """What is known of a node's arguments is looked up for all nodes whenever some have changed."""
+
+    def known(argument: Node) -> Any:
+        return fx_utils.get_fake(argument, gm)
+
+    arguments: tuple[Any, ...] = map_arg(node.args, known)
+    options: dict[str, Any] = map_arg(node.kwargs, known)
+    return True, arguments, options
+
+
+def _ours_as_well(own: Callable[..., None]) -> Callable[..., None]:
+    """The shapes that an operation gives are remembered, by those that it gets, of PyTorch's own operations only."""
+
+    def check(self: FakeTensorMode, operation: OpOverload, *arguments: Any) -> None:
+        if operation.namespace != NAMESPACE:
+            own(self, operation, *arguments)
+
+    return check
+
+
+def _if_logged(nothing: Any, own: Callable[..., Any]) -> Callable[..., Any]:
+    """Graphs are written out as text, for logs that nobody reads."""
+
+    def write(*arguments: Any, **options: Any) -> Any:
+        wanted = trace_log.handlers or log_state.artifact_names or log_state.log_qname_to_level
+        return own(*arguments, **options) if wanted or compiler_log.isEnabledFor(logging.INFO) else nothing
+
+    return write
 
 
 def _without_donations(own: Callable[..., None]) -> Callable[..., None]:

@@ -1,19 +1,23 @@
 """What the compiler is spared finding out again."""
 
+import logging
+import operator
 from types import SimpleNamespace
 
 import pytest
 import sympy
 import torch
-from torch._inductor import ir, sizevars
+from torch._functorch._aot_autograd import graph_compile
+from torch._inductor import fx_utils, ir, sizevars
 from torch._inductor.codegen import cpp
 from torch._inductor.dtype_propagation import DtypePropagationOpsHandler
 from torch._inductor.utils import op_dtype_propagation_rules
 from torch._inductor.virtualized import V
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils._sympy.functions import FloorDiv
 
-from pyg_equivariant.nn import shortcuts
+from pyg_equivariant.nn import native, pairs, shortcuts
 from pyg_equivariant.nn.compiler import register_rules
 
 
@@ -123,3 +127,101 @@ def test_a_graph_that_knows_its_tensors_is_not_run_again() -> None:
     assert propagate(graph(known=True, traced=True), inputs, True) == "own"
     assert propagate(graph(known=True, traced=True), [torch.ones(2)]) == "own"
     assert len(ran) == 4
+
+
+def test_shapes_of_our_operations_are_remembered() -> None:
+    """By the shapes that they read; sizes that a tensor's content decides are new ones each time."""
+    calls = []
+    operation = native.operation(
+        "remembered(Tensor x, int n) -> Tensor", lambda x, n: calls.append(n) or x.new_empty(n, x.shape[0])
+    )
+    with torch._subclasses.FakeTensorMode(shape_env=ShapeEnv()) as mode:
+        x = torch.empty(5)
+        assert [tuple(operation(x, n).shape) for n in (2, 2, 3, 2)] == [(2, 5), (2, 5), (3, 5), (2, 5)]
+        assert tuple(operation(torch.empty(4), 2).shape) == (2, 4)
+        assert calls == [2, 3, 2]
+        edges = mode.from_tensor(torch.zeros(2, 6, dtype=torch.long)), mode.from_tensor(torch.zeros(6, 3))
+        first, again = (pairs._find_pairs(*edges)[0].shape[0] for _ in range(2))
+        assert first.node.expr != again.node.expr
+
+
+def updated(function, change, *inputs) -> list[str]:
+    """A graph, and what the compiler finds out again of it after a change."""
+    with torch._subclasses.FakeTensorMode() as mode, V.set_fake_mode(mode):
+        gm = make_fx(function)(*(mode.from_tensor(x) for x in inputs))
+        updater = fx_utils.FakeTensorUpdater(gm)
+        change(gm.graph)
+        before = {node.name: node.meta.get("val") for node in gm.graph.nodes}
+        updater.incremental_update()
+    return [n.name for n in gm.graph.nodes if n.op == "call_function" and n.meta["val"] is not before[n.name]]
+
+
+def test_what_has_not_changed_is_not_found_out_again() -> None:
+    """A tensor in the place of one of the same shape changes nothing for what is made of it, but for its views."""
+
+    def function(x):
+        y = torch.sin(x)
+        return torch.cos(torch.exp(y)), torch.exp(y + 1.0).view(-1)
+
+    def other(graph: torch.fx.Graph) -> None:
+        (sin,) = graph.find_nodes(op="call_function", target=torch.ops.aten.sin.default)
+        sin.target = torch.ops.aten.tanh.default
+
+    def larger(graph: torch.fx.Graph) -> None:
+        (sin,) = graph.find_nodes(op="call_function", target=torch.ops.aten.sin.default)
+        sin.target, sin.args = torch.ops.aten.repeat.default, (sin.args[0], [2, 1])
+
+    def last(graph: torch.fx.Graph) -> None:
+        (add,) = graph.find_nodes(op="call_function", target=torch.ops.aten.add.Tensor)
+        (exp,) = add.users
+        exp.target = torch.ops.aten.sqrt.default
+
+    x = torch.ones(3, 4)
+    assert updated(function, lambda graph: None, x) == []
+    assert updated(function, other, x) == []
+    assert updated(function, larger, x) == ["sin", "exp", "cos", "add", "exp_1", "view"]
+    assert updated(function, last, x) == ["exp_1", "view"]  # they share memory
+
+
+def test_called_graphs_are_not_run_again() -> None:
+    """Nor what reads what they give, as long as nothing in them has changed."""
+    with torch._subclasses.FakeTensorMode() as mode, V.set_fake_mode(mode):
+        x = mode.from_tensor(torch.ones(4))
+        body = make_fx(lambda x: (torch.sin(x), torch.cos(x)))(x)
+        graph = torch.fx.Graph()
+        given, called = graph.placeholder("x"), graph.create_node("get_attr", "body")
+        call = graph.call_function(torch.ops.higher_order.invoke_subgraph, (called, "body", given))
+        first = graph.call_function(operator.getitem, (call, 0))
+        graph.output((first,))
+        given.meta["val"], call.meta["val"] = x, body(x)
+        first.meta["val"] = call.meta["val"][0]
+        gm = torch.fx.GraphModule({"body": body}, graph)
+        assert fx_utils.FakeTensorUpdater(gm).incremental_update() == 0
+
+
+def test_known_arguments_are_those_of_the_node() -> None:
+    graph = torch.fx.Graph()
+    x, table = graph.placeholder("x"), graph.create_node("get_attr", "table")
+    x.meta["val"] = "a tensor"
+    node = graph.call_function(torch.cat, ([x, table], 1), {"out": x})
+    gm = torch.fx.GraphModule({"table": torch.nn.Module()}, graph)
+    assert fx_utils.get_fake_args_kwargs(node, gm) == (True, (["a tensor", gm.table], 1), {"out": "a tensor"})
+
+
+@pytest.mark.parametrize("name", ["_log_joint_graph", "_log_fw_bw_graphs"])
+def test_graphs_are_written_out_for_those_who_read_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shortcuts.trace_log, "handlers", [])
+    write = shortcuts._if_logged("nothing", lambda *graphs: "text")
+    assert write("graph") == "nothing"
+    assert hasattr(graph_compile, name)
+    with monkeypatch.context() as patch:
+        patch.setattr(shortcuts.log_state, "artifact_names", {"aot_joint_graph"})
+        assert write("graph") == "text"
+    with monkeypatch.context() as patch:
+        patch.setattr(shortcuts.trace_log, "handlers", ["a file"])
+        assert write("graph") == "text"
+    with monkeypatch.context() as patch:
+        patch.setattr(shortcuts.compiler_log, "level", logging.DEBUG)
+        shortcuts.compiler_log.manager._clear_cache()
+        assert write("graph") == "text"
+    shortcuts.compiler_log.manager._clear_cache()

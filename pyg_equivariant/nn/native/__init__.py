@@ -21,6 +21,7 @@ from torch._ops import OpOverload
 
 __all__ = [
     "DECOMPOSITIONS",
+    "NAMESPACE",
     "define",
     "implement",
     "is_wanted",

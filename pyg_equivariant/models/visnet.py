@@ -76,10 +76,8 @@ class ViSNetConv(EdgeSumConv):
             raise ValueError(f"lmax_in must be 0 or lmax={lmax}, got {lmax_in}")
         self.num_heads = num_heads
         self.norm = LayerNorm(channels)
-        self.query = dense(channels, channels)
-        self.key = dense(channels, channels)
-        self.value = dense(channels, channels)
-        self.filter = DenseChain([dense(channels, 2 * channels)])
+        self.query_key_value = dense(channels, 3 * channels, parts=3)
+        self.filter = DenseChain([dense(channels, 2 * channels, parts=2)])
         self.to_vectors = DenseChain([dense(channels, kinds * channels, bias=False)])
         self.mix = dense(channels, 3 * channels, bias=False) if ones else None
         self.out = dense(channels, 3 * channels if ones else channels)
@@ -105,14 +103,14 @@ class ViSNetConv(EdgeSumConv):
             envelope: Zero from the cutoff on.
             pair: Which row of ``edge`` an edge has, see :mod:`~pyg_equivariant.nn.pairs`; its own if not given.
         """
-        scalar = self.norm(scalar)
+        query, key, value = self.query_key_value(self.norm(scalar)).chunk(3, -1)
         weight_key, weight_value = self.filter(edge).chunk(2, -1)
         source, target = edge_index
         own = torch.arange(source.shape[0], device=source.device)
         row = own if pair is None else pair
-        score = head_dot((self.query(scalar), target), (self.key(scalar), source), (weight_key, row), self.num_heads)
+        score = head_dot((query, target), (key, source), (weight_key, row), self.num_heads)
         attention = silu(score) * envelope.unsqueeze(-1)
-        message = head_sum((self.value(scalar), source), (weight_value, row), attention, own, own.shape[0])
+        message = head_sum((value, source), (weight_value, row), attention, own, own.shape[0])
         filters = torch.cat([self.to_vectors(message), message], -1)
         ones = torch.ones_like(scalar).unsqueeze(1)
         sent = ones if self.mix is None else torch.cat([vec, ones], 1)
@@ -145,7 +143,7 @@ class ViSNetEdgeUpdate(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.dense = DenseChain([dense(channels, channels)])
-        self.mix = dense(channels, 2 * channels, bias=False)
+        self.mix = dense(channels, 2 * channels, bias=False, parts=2)
 
     def forward(
         self,

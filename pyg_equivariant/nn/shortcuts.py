@@ -1,6 +1,7 @@
 """What PyTorch's compiler finds out again and again, found out once, for first steps that wait less."""
 
 import functools
+import inspect
 import logging
 import operator
 from collections.abc import Callable, Mapping
@@ -49,7 +50,7 @@ def take_shortcuts() -> None:
         (compile_fx, "fake_tensor_prop", _as_traced),
         (graph.SubgraphLowering, "__init__", _without_donations),
         (fx_utils, "_is_fake_tensor_same", _or_as_good),
-        (fx_utils, "get_fake_args_kwargs", lambda own: _known_arguments),
+        (fx_utils, "get_fake_args_kwargs", _looked_up),
         (FakeTensorMode, "_validate_cache_key", _ours_as_well),
         (graph_compile, "_log_joint_graph", functools.partial(_if_logged, None)),
         (graph_compile, "_log_fw_bw_graphs", functools.partial(_if_logged, (None, None))),
@@ -147,6 +148,8 @@ def _or_as_good(own: Callable[..., bool]) -> Callable[..., bool]:
 
     So is one of the same shape in memory of its own, which nothing looks at in another way.
     """
+    if "existing_storages" not in inspect.signature(own).parameters:  # older versions do it another way
+        return own
 
     def is_same(new: Any, old: Any, storages: Mapping[int, int], **options: Any) -> bool:
         if new is old or own(new, old, storages, **options):
@@ -174,15 +177,18 @@ def _gives_its_own(target: Any) -> bool:
     return target is torch.ops.higher_order.invoke_subgraph
 
 
-def _known_arguments(node: Node, gm: Any = None) -> tuple[bool, tuple[Any, ...], dict[str, Any]]:
+def _looked_up(own: Callable[..., Any]) -> Callable[..., Any]:
     """What is known of a node's arguments is looked up for all nodes whenever some have changed."""
+    if "gm" not in inspect.signature(own).parameters:  # older versions leave out what is not known
+        return own
 
-    def known(argument: Node) -> Any:
-        return fx_utils.get_fake(argument, gm)
+    def arguments(node: Node, gm: Any = None) -> tuple[bool, Any, Any]:
+        def known(argument: Node) -> Any:
+            return fx_utils.get_fake(argument, gm)
 
-    arguments: tuple[Any, ...] = map_arg(node.args, known)
-    options: dict[str, Any] = map_arg(node.kwargs, known)
-    return True, arguments, options
+        return True, map_arg(node.args, known), map_arg(node.kwargs, known)
+
+    return arguments
 
 
 def _ours_as_well(own: Callable[..., None]) -> Callable[..., None]:

@@ -6,6 +6,7 @@ from torch_geometric.nn.models import visnet as pyg
 
 from pyg_equivariant.data import RadiusGraph
 from pyg_equivariant.models.visnet import ViSNet, ViSNetConv, ViSNetEdgeUpdate
+from pyg_equivariant.nn.dense_chain import DenseChain
 from pyg_equivariant.nn.expnormal import ExpNormalBasis
 from pyg_equivariant.nn.loops import with_loops
 from pyg_equivariant.o3.harmonics import spherical_harmonics
@@ -162,3 +163,18 @@ def test_first_layer_reads_no_vectors():
     assert second.mix is not None
     with pytest.raises(ValueError, match="lmax_in must be 0 or lmax"):
         ViSNetConv(8, 2, 2, lmax_in=1)
+
+
+def test_chains_are_arranged_for_simulations():
+    """Once for all steps, without a difference."""
+    graph = RadiusGraph(CUTOFF)(example_molecule())
+    model = ViSNet(8, 3, cutoff=CUTOFF, num_heads=2)
+    source, target = graph.edge_index
+    inputs = graph.z, graph.edge_index, (graph.pos[source] - graph.pos[target]).float()
+    with torch.no_grad():
+        before = model(*inputs)
+        model.tabulate()
+        chains = [module for module in model.modules() if isinstance(module, DenseChain)]
+        assert len(chains) == 2 * 3 + 1
+        assert all(chain.packed is not None for chain in chains)
+        assert torch.equal(model(*inputs), before)

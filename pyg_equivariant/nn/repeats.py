@@ -282,6 +282,7 @@ def _region(nodes: list[Node]) -> Region | None:
                 return None
     for symbol in sorted(_symbols([*nodes, *inputs]) - _sizes(inputs), key=str):
         before = takewhile(lambda node: node is not nodes[0], nodes[0].graph.nodes)
+        # by its own name: of two sizes that were found to be equal the compiler does not know one by the other's
         given = next((node for node in before if _size(node) == symbol == _val(node).node._expr), None)
         if given is None:
             return None

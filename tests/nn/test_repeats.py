@@ -10,6 +10,7 @@ import torch
 from functorch.compile import aot_function, make_boxed_func, nop
 from torch import Tensor, fx
 from torch._inductor.utils import run_and_get_code
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
 repeats = pytest.importorskip("pyg_equivariant.nn.repeats", exc_type=ImportError)
 Partition = pytest.importorskip("pyg_equivariant.nn.partition", exc_type=ImportError).Partition
@@ -191,6 +192,31 @@ def test_sizes_are_known_in_a_call() -> None:
             torch.testing.assert_close(found, torch.autograd.grad(expected.square().sum(), weights))
             assert len(codes) == 2 or len(part) != ATOMS  # it may be compiled for all sizes
             assert all(code.count("repeated_0(") >= 5 for code in codes)
+
+
+def test_a_size_is_given_by_its_own_name() -> None:
+    """Not by that of another one which was found to be equal to it later."""
+    shapes = ShapeEnv()
+    sizes = []
+    for name in "nm":
+        source = torch._dynamo.source.ConstantSource(name)
+        symbol = shapes.create_symbol(7, source, DimDynamic.DYNAMIC, constraint_dim=None)
+        sizes.append(shapes.create_symintnode(symbol, hint=7, source=source))
+    assert bool(sizes[0] == sizes[1])  # from here on one stands for both
+    (own,) = [size for size in sizes if size.node._expr == size.node.expr]
+    (other,) = [size for size in sizes if size.node._expr != size.node.expr]
+    graph = fx.Graph()
+    with torch._subclasses.FakeTensorMode(shape_env=shapes):
+        values = {"other": other, "own": own, "x": torch.empty(own + 1)}
+    given = {name: graph.placeholder(name) for name in values}
+    for name, node in given.items():
+        node.meta["val"] = values[name]
+    sin = graph.call_function(torch.ops.aten.sin.default, (given["x"],))
+    graph.output(sin)
+    sin.meta["val"] = values["x"]
+    region = repeats._region([sin])
+    assert region is not None
+    assert region.inputs == [given["x"], given["own"]]
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

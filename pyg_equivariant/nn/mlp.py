@@ -14,7 +14,7 @@ __all__ = ["MLP", "PairMLP", "dense"]
 
 
 def dense(in_channels: int, out_channels: int, *, bias: bool = True, parts: int = 1) -> nn.Linear:
-    """A linear layer with Glorot-uniform weights, each part's its own, and a zero bias."""
+    """A linear layer, or so many side by side, with Glorot-uniform weights and a zero bias."""
     layer = Dense(in_channels, out_channels, bias=bias)
     for weight in layer.weight.chunk(parts):
         nn.init.xavier_uniform_(weight)

@@ -123,16 +123,18 @@ def test_edges_see_what_is_across_them(lmax):
 
 def test_dihedral_angle_enters_with_the_second_layer():
     """Turning one end of a chain of four atoms about its middle bond leaves distances and angles of neighbours."""
-    model = ViSNet(8, 3, cutoff=3.0, num_heads=2).double()
-    fill_by_formula(model)
+    models = [ViSNet(8, num_layers, cutoff=3.0, num_heads=2).double() for num_layers in (2, 3)]
+    for model in models:
+        fill_by_formula(model)
     z, edge_index = torch.tensor([1, 6, 6, 1]), torch.tensor([[1, 0, 2, 1, 3, 2], [0, 1, 1, 2, 2, 3]])
 
-    def features(angle):
+    def features(angle, model=models[1]):
         end = torch.tensor([1.5 + 0.3, torch.cos(torch.tensor(angle)), torch.sin(torch.tensor(angle))])
         pos = torch.stack([torch.tensor([-0.3, 1.0, 0.0]), torch.zeros(3), torch.tensor([1.5, 0, 0]), end]).double()
         return model(z, edge_index, pos[edge_index[0]] - pos[edge_index[1]])[:, 0, 0]
 
-    assert (features(0.4) - features(1.2)).abs().max() > 1e-6
+    without = (features(0.4, models[0]) - features(1.2, models[0])).abs().max()  # the last layer updates no edges
+    assert (features(0.4) - features(1.2)).abs().max() > 1e-6 > 100 * without
     assert_close(features(0.4), features(-0.4), "mirror images")
 
 

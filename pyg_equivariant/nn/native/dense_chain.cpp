@@ -60,31 +60,35 @@ template <typename T, typename V, int WIDE> static INLINE Block<T, V, WIDE> expo
     return sum * Row::of([&](int i) { return power_of_two<T>(n.part[i]); });
 }
 
-#ifdef __AVX512F__
-// 1 / (1 + e^-z) to a digit or two, with e^-z = 2^n e^r, n a sixteenth of a whole number: the roots of two from a table, the
-// processor's own power of two, and its estimate of an inverse, which one step corrects. Step by step for all vectors, so
-// that none waits for its own last step.
+#ifdef __AVX512DQ__
+// The roots of two, 2^(i / 32), less i / 32 of a power's place among the bits.
+alignas(64) constexpr uint32_t ROOTS[32] = {
+    0x3f800000, 0x3f7ecd87, 0x3f7daac3, 0x3f7c980f, 0x3f7b95c2, 0x3f7aa43a, 0x3f79c3d3, 0x3f78f4f0,
+    0x3f7837f0, 0x3f778d3a, 0x3f76f532, 0x3f767043, 0x3f75fed7, 0x3f75a15b, 0x3f75583f, 0x3f7523f6,
+    0x3f7504f3, 0x3f74fbaf, 0x3f7508a4, 0x3f752c4d, 0x3f75672a, 0x3f75b9be, 0x3f76248c, 0x3f76a81e,
+    0x3f7744fd, 0x3f77fbb8, 0x3f78ccdf, 0x3f79b907, 0x3f7ac0c7, 0x3f7be4ba, 0x3f7d257d, 0x3f7e83b3};
+
+// 1 / (1 + e^-z) to a digit or two, with e^-z = 2^n e^r, n a thirty-second of a whole number: 2^n from a table, a polynomial of
+// least relative error (5e-8) for e^r, and the processor's estimate of an inverse, which one step corrects. Step by step for
+// all vectors, so that none waits for its own last step.
 template <int COUNT> static INLINE void logistic(__m512 (&z)[COUNT]) {
     const auto number = [](float value) { return _mm512_set1_ps(value); };
-    const __m512 roots = _mm512_setr_ps(1, 1.0442737824f, 1.0905077327f, 1.1387886348f, 1.1892071150f, 1.2418578121f,
-                                        1.2968395547f, 1.3542555469f, 1.4142135624f, 1.4768261459f, 1.5422108254f,
-                                        1.6104903319f, 1.6817928305f, 1.7562521604f, 1.8340080864f, 1.9152065614f);
-    const __m512 shift = number(786432);  // its last digit is a sixteenth
-    __m512 shifted[COUNT], n[COUNT], r[COUNT], power[COUNT];
+    const __m512i low = _mm512_load_si512(ROOTS), high = _mm512_load_si512(ROOTS + 16);
+    const __m512 shift = number(393216);  // its last digit is a thirty-second
+    __m512 n[COUNT], r[COUNT], power[COUNT];
+    __m512i bits[COUNT];
 #define EACH _Pragma("GCC unroll 8") for (int i = 0; i < COUNT; ++i)
-    EACH z[i] = _mm512_max_ps(z[i], number(-88));
-    EACH z[i] = _mm512_min_ps(z[i], number(87));
-    EACH shifted[i] = _mm512_fnmadd_ps(z[i], number(1.44269504f), shift);
-    EACH n[i] = _mm512_sub_ps(shifted[i], shift);
+    EACH z[i] = _mm512_range_ps(z[i], number(87), 2);  // the smaller one, with the sign of z
+    EACH n[i] = _mm512_fnmadd_ps(z[i], number(1.44269504f), shift);
+    EACH bits[i] = _mm512_castps_si512(n[i]);
+    EACH n[i] = _mm512_sub_ps(n[i], shift);
     EACH r[i] = _mm512_fnmsub_ps(n[i], number(0.693359375f), z[i]);
     EACH r[i] = _mm512_fnmadd_ps(n[i], number(-2.12194440e-4f), r[i]);
-    EACH power[i] = _mm512_fmadd_ps(r[i], number(1 / 6.0f), number(0.5f));
-    EACH z[i] = _mm512_mul_ps(r[i], r[i]);
-    EACH r[i] = _mm512_add_ps(r[i], number(1));
-    EACH power[i] = _mm512_fmadd_ps(power[i], z[i], r[i]);
-    EACH r[i] = _mm512_permutexvar_ps(_mm512_castps_si512(shifted[i]), roots);
-    EACH power[i] = _mm512_mul_ps(power[i], r[i]);
-    EACH power[i] = _mm512_scalef_ps(power[i], n[i]);
+    EACH power[i] = _mm512_castsi512_ps(
+        _mm512_add_epi32(_mm512_permutex2var_epi32(low, bits[i], high), _mm512_slli_epi32(bits[i], 18)));
+    EACH n[i] = _mm512_fmadd_ps(r[i], number(0.500003667f), number(1.00001467f));
+    EACH r[i] = _mm512_mul_ps(r[i], power[i]);
+    EACH power[i] = _mm512_fmadd_ps(r[i], n[i], power[i]);
     EACH power[i] = _mm512_add_ps(power[i], number(1));
     EACH z[i] = _mm512_rcp14_ps(power[i]);
     EACH r[i] = _mm512_fnmadd_ps(power[i], z[i], number(1));
@@ -95,7 +99,7 @@ template <int COUNT> static INLINE void logistic(__m512 (&z)[COUNT]) {
 
 // The logistic function s of z, and the SiLU's derivatives of both.
 template <typename T, typename V, int WIDE> static INLINE Block<T, V, WIDE> logistic(Block<T, V, WIDE> z) {
-#ifdef __AVX512F__
+#ifdef __AVX512DQ__
     if constexpr (sizeof(T) == 4 && sizeof(V) == 64) {
         __m512 values[WIDE];
 #pragma GCC unroll 8

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import io
 import logging
 import operator
 from collections.abc import Callable, Mapping
@@ -9,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo.repro import after_aot
 from torch._functorch._aot_autograd import graph_compile
-from torch._guards import detect_fake_mode
+from torch._guards import TracingContext, detect_fake_mode
 from torch._inductor import compile_fx, fx_utils, graph, ir, sizevars
 from torch._inductor.codecache import FxGraphCachePickler
 from torch._inductor.codegen.common import pointwise_overrides_data
@@ -20,7 +22,7 @@ from torch._inductor.virtualized import V
 from torch._logging._internal import log_state, trace_log
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.fx.experimental.sym_node import SymNode
 from torch.fx.node import map_arg
@@ -46,6 +48,8 @@ def take_shortcuts() -> None:
         (sizevars, "simplify_index_in_vec_range", _simplified),
         (DtypePropagationOpsHandler, "__init__", _set_up_once),
         (SymNode, "maybe_as_int", lambda own: _as_int),
+        (SymNode, "expr", _newest),
+        (SymNode, "str", lambda own: _as_text),
         (ir, "ir_node_to_tensor", _one_a_shape),
         (compile_fx, "fake_tensor_prop", _as_traced),
         (graph.SubgraphLowering, "__init__", _without_donations),
@@ -55,6 +59,8 @@ def take_shortcuts() -> None:
         (graph_compile, "_log_joint_graph", functools.partial(_if_logged, None)),
         (graph_compile, "_log_fw_bw_graphs", functools.partial(_if_logged, (None, None))),
         (FxGraphCachePickler, "debug_lines", functools.partial(_if_logged, [])),
+        (after_aot, "save_graph_repro", functools.partial(_if_logged, None, is_log=_is_for_cache)),
+        (GraphModule, "print_readable", functools.partial(_if_logged, "", is_log=_is_for_cache)),
     ]
     for owner, name, change in changes:
         if hasattr(owner, name):  # older versions have less to be changed
@@ -114,6 +120,29 @@ def _as_int(self: SymNode) -> int | None:
 @functools.cache
 def _number(size: Any) -> int | None:
     return int(size) if size.is_number else None
+
+
+def _newest(own: Any) -> property:
+    """Every operation on sizes asks what is known of them by now, and by that whether they are numbers."""
+
+    def expression(self: SymNode) -> Any:
+        changes = getattr(self.shape_env, "_replacements_version_counter", None)
+        if changes == 0:
+            return self._expr
+        known = getattr(self, "_expr_cache", None)
+        return known if known is not None and changes == self._expr_ver else own.fget(self)
+
+    return property(expression)
+
+
+def _as_text(self: SymNode) -> str:
+    """Operations are told apart, and keys of caches are made, by sizes as text."""
+    return _text(self.expr)
+
+
+@functools.lru_cache(None, typed=True)
+def _text(size: Any) -> str:
+    return str(size)
 
 
 def _one_a_shape(own: Callable[..., Any]) -> Callable[..., Any]:
@@ -201,14 +230,26 @@ def _ours_as_well(own: Callable[..., None]) -> Callable[..., None]:
     return check
 
 
-def _if_logged(nothing: Any, own: Callable[..., Any]) -> Callable[..., Any]:
+def _if_logged(
+    nothing: Any, own: Callable[..., Any], is_log: Callable[..., bool] = lambda *arguments, **options: True
+) -> Callable[..., Any]:
     """Graphs are written out as text, for logs that nobody reads."""
 
+    @functools.wraps(own)
     def write(*arguments: Any, **options: Any) -> Any:
-        wanted = trace_log.handlers or log_state.artifact_names or log_state.log_qname_to_level
-        return own(*arguments, **options) if wanted or compiler_log.isEnabledFor(logging.INFO) else nothing
+        read = trace_log.handlers or log_state.artifact_names or log_state.log_qname_to_level
+        if read or compiler_log.isEnabledFor(logging.INFO) or not is_log(*arguments, **options):
+            return own(*arguments, **options)
+        return nothing
 
     return write
+
+
+def _is_for_cache(place: Any, *rest: Any, **options: Any) -> bool:
+    """Whether a graph's text is for a compiled graph to keep, which would write it into logs."""
+    return TracingContext.try_get() is not None and (
+        isinstance(place, io.StringIO) or options.get("fast_sympy_print", False)
+    )
 
 
 def _without_donations(own: Callable[..., None]) -> Callable[..., None]:

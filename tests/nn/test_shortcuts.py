@@ -1,5 +1,6 @@
 """What the compiler is spared finding out again."""
 
+import io
 import logging
 import operator
 from types import SimpleNamespace
@@ -7,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import sympy
 import torch
+from torch._dynamo.repro import after_aot
 from torch._functorch._aot_autograd import graph_compile
 from torch._inductor import fx_utils, ir, sizevars
 from torch._inductor.codegen import cpp
@@ -76,6 +78,22 @@ def test_numbers_are_told_from_sizes() -> None:
     assert n.maybe_as_int() is None
     assert n.wrap_int(3).maybe_as_int() == 3
     assert (size(shapes, 5, "m") * 0).node.maybe_as_int() == 0
+
+
+def test_sizes_are_what_is_known_of_them_by_now() -> None:
+    shapes = ShapeEnv()
+    n, m = size(shapes, 7, "n"), size(shapes, 7, "m")
+    double = (2 * n).node
+    before = str(double)
+    assert double._graph_repr() is before  # written once
+    assert before == f"2*{n.node._expr}"
+    assert str((n > 3).node) == f"{n.node._expr} > 3"
+    assert (str(n.node.wrap_int(1)), str(n.node.wrap_bool(True))) == ("1", "True")
+    assert n == m  # which the compiler takes for granted from here on
+    assert n.node.expr is m.node.expr
+    assert {str(n.node), str(m.node)} == {str(n.node.expr)}
+    assert str(double) == f"2*{n.node.expr}"
+    assert double.expr is double.expr
 
 
 def test_operations_find_their_shapes_with_one_tensor_a_shape() -> None:
@@ -224,3 +242,22 @@ def test_graphs_are_written_out_for_those_who_read_them(monkeypatch: pytest.Monk
         shortcuts.compiler_log.manager._clear_cache()
         assert write("graph") == "text"
     shortcuts.compiler_log.manager._clear_cache()
+
+
+def test_texts_that_compiled_graphs_keep_are_written_for_logs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shortcuts.trace_log, "handlers", [])
+    gm = torch.fx.symbolic_trace(torch.nn.ReLU())
+
+    def texts() -> list[str]:
+        script = io.StringIO()
+        after_aot.save_graph_repro(script, gm, [torch.zeros(1)], "inductor", save_dir=None)
+        keeps = gm.print_readable(print_output=False, fast_sympy_print=True)
+        return [script.getvalue(), keeps, gm.print_readable(print_output=False)]
+
+    assert all("relu" in text for text in texts())
+    with torch._guards.tracing(torch._guards.TracingContext(None)):
+        unwritten, empty, asked_for = texts()
+        assert (unwritten, empty) == ("", "")
+        assert "relu" in asked_for
+        monkeypatch.setattr(shortcuts.trace_log, "handlers", ["a file"])
+        assert all("relu" in text for text in texts())

@@ -41,6 +41,7 @@ def draw(document: dict[str, Any], file: Path, clock: str = "wall") -> None:
     groups = list(dict.fromkeys((result["peer"], result["model"]) for result in results))
     cases = [case for case in LABELS if any(result["case"] == case for result in results)]
     height = 0.8 / max(len(cases), 1)
+    wide = 0.04 * max((fastest(result, clock) or 0.0 for result in results), default=0.0)  # as a number that is written
     figure = Figure(figsize=(8, 1.2 + 0.75 * max(len(groups), 1)), layout="constrained")
     axis = figure.add_subplot()
     for place, group in enumerate(groups):
@@ -52,7 +53,7 @@ def draw(document: dict[str, Any], file: Path, clock: str = "wall") -> None:
                     assert value is not None
                     axis.barh(y, value, 0.9 * height, color=COLORS[case])
                     eager = _ratio(result, "eager", "eager", clock)
-                    near = eager is not None and 0 < eager - value < 1.5  # there the diamond would cover the number
+                    near = eager is not None and 0 < eager - value < wide  # there the diamond would cover the number
                     axis.text(eager if near else value, y, f"  {value:.1f}", va="center", fontsize=7)
                     if eager is not None:
                         axis.plot(eager, y, "D", color="black", markersize=3)

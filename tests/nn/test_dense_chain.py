@@ -100,6 +100,7 @@ def test_nonlinearity_holds_everywhere(dtype: torch.dtype) -> None:
     layer = nn.Linear(1, 1, bias=False, dtype=dtype)
     nn.init.ones_(layer.weight)
     points = [0.0, 1e-3, 0.3, 1.0, 1.2784645, 5.0, 20.0, 80.0, 87.5, 100.0, 1e4]
+    points += torch.arange(0.01, 1.4, 0.01).tolist()  # twice through all roots of two that the kernel has
     x = torch.tensor([[sign * point] for point in points for sign in (1, -1)], dtype=dtype).requires_grad_()
     rounding = 8 * torch.finfo(dtype).eps
     outcomes = []

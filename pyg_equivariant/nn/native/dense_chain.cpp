@@ -68,9 +68,9 @@ alignas(64) constexpr uint32_t ROOTS[32] = {
     0x3f7504f3, 0x3f74fbaf, 0x3f7508a4, 0x3f752c4d, 0x3f75672a, 0x3f75b9be, 0x3f76248c, 0x3f76a81e,
     0x3f7744fd, 0x3f77fbb8, 0x3f78ccdf, 0x3f79b907, 0x3f7ac0c7, 0x3f7be4ba, 0x3f7d257d, 0x3f7e83b3};
 
-// 1 / (1 + e^-z) to a digit or two, with e^-z = 2^n e^r, n a thirty-second of a whole number: 2^n from a table, a polynomial of
-// least relative error (5e-8) for e^r, and the processor's estimate of an inverse, which one step corrects. Step by step for
-// all vectors, so that none waits for its own last step.
+// 1 / (1 + e^-z) to a digit or two, with e^-z = 2^n e^r, n a thirty-second of a whole number: 2^n from a table, e^r
+// by Chebyshev's points (relative error 5e-8), and the processor's estimate of an inverse, which one step corrects. Step by
+// step for all vectors, so that none waits for its own last step.
 template <int COUNT> static INLINE void logistic(__m512 (&z)[COUNT]) {
     const auto number = [](float value) { return _mm512_set1_ps(value); };
     const __m512i low = _mm512_load_si512(ROOTS), high = _mm512_load_si512(ROOTS + 16);

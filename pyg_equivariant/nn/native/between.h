@@ -11,11 +11,14 @@
 
 namespace kernels {
 
+// Vectors of each of POINTS nodes, or sums with each, that the processor's registers hold beside others.
+constexpr int AT_ONCE = REGISTER / 32;
+
 // Calls work(a block of vectors or a number, first column of it).
 template <typename T, typename Work> static INLINE void each_block(int64_t columns, const Work &work) {
-    constexpr int64_t LANES = 64 / sizeof(T);
+    constexpr int64_t LANES = REGISTER / sizeof(T);
     int64_t i = 0;
-    for (; i + 2 * LANES <= columns; i += 2 * LANES) work(blocks<T, 2>(Vector<T>()), i);
+    for (; AT_ONCE > 1 && i + AT_ONCE * LANES <= columns; i += AT_ONCE * LANES) work(blocks<T, AT_ONCE>(Vector<T>()), i);
     for (; i + LANES <= columns; i += LANES) work(blocks<T, 1>(Vector<T>()), i);
     for (; i < columns; ++i) work(blocks<T, 1>(T()), i);
 }
@@ -57,7 +60,7 @@ static INLINE void put_between(const T *values, int64_t width, int64_t columns, 
 template <typename T, typename Place>
 static INLINE void dot_between(const T *values, const T *table, int64_t width, int64_t columns, const int64_t *row,
                                int64_t count, T *c, const Place &place) {
-    constexpr int64_t LANES = 64 / sizeof(T);
+    constexpr int64_t LANES = REGISTER / sizeof(T);
     const int64_t whole = columns / LANES * LANES;
     const auto together = [&](auto rows, int64_t n) {
         constexpr int ROWS = decltype(rows)::value;
@@ -80,8 +83,8 @@ static INLINE void dot_between(const T *values, const T *table, int64_t width, i
             }
     };
     int64_t n = 0;
-    for (; n + 2 <= count; n += 2) together(std::integral_constant<int, 2>(), n);
-    if (n < count) together(std::integral_constant<int, 1>(), n);
+    for (; n + AT_ONCE <= count; n += AT_ONCE) together(std::integral_constant<int, AT_ONCE>(), n);
+    for (; n < count; ++n) together(std::integral_constant<int, 1>(), n);
 }
 
 }  // namespace kernels

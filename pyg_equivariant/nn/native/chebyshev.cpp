@@ -29,7 +29,7 @@ template <typename T, typename Row> static INLINE Row step(const T *coefficients
 
 // Some columns at a time.
 template <typename T> void chebyshev_series(const Series &size, int64_t order, const T *u, const T *series, T *out) {
-    using Row = decltype(blocks<T, 4>(Register<T>()));
+    using Row = decltype(blocks<T, 4>(Vector<T>()));
     constexpr int64_t WIDE = 4 * Row::LANES;
     const int64_t columns = size.columns, padded = (columns + WIDE - 1) / WIDE * WIDE;
     std::vector<double> exact(series, series + size.terms * columns);

@@ -5,7 +5,7 @@
 //     Q = sum_e sum_terms  k_e,term  sum_c  x[s, a, c]  w[p, f, c]  g[t, o, c],     k_e,term = sum v * y[e, b]
 //
 // Terms with the same (a, f) form groups of at most four, for which the product x * w is computed once. Channels lie
-// next to each other in memory and are handled by vectors of 64 bytes, what is left over one by one. (k - V{} are equal
+// next to each other in memory and are handled by vectors, what is left over one by one. (k - V{} are equal
 // numbers: no operation, unlike V{} + k.)
 //
 // The filters may lie between the nodes of a table, w[p] = sum_m c[p, m] table[start[p] + m]: then they are computed

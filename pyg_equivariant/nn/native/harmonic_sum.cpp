@@ -2,7 +2,7 @@
 //
 // All three are derivatives of Q = sum_e sum_r sum_(m of r)  y[e, m]  sum_c  v[e, r, c]  a[index[e], m, c].
 //
-// Channels lie next to each other in memory and are handled by vectors of 64 bytes, several at a time, and what is left
+// Channels lie next to each other in memory and are handled by vectors, several at a time, and what is left
 // over one by one.
 
 #include "kernels.h"
@@ -16,7 +16,7 @@ namespace kernels {
 // Calls work.run<V, WIDE, COUNT>(atom, its edges, row, component, channel) for all channels and all components, COUNT of a
 // row at a time; threads divide the atoms.
 template <typename T, typename Work> static void each_block(const Harmonics &size, const Work &work) {
-    constexpr int64_t LANES = 64 / sizeof(T);
+    constexpr int64_t LANES = REGISTER / sizeof(T);
     const Sorted sorted(size.index, size.edges, size.nodes);
     const auto components = [&](auto vector, auto wide, int64_t atom, int64_t c) {
         using V = decltype(vector);

@@ -128,7 +128,7 @@ template <typename T> struct Lanes {
 };
 
 template <typename T, typename Work> static void each_block(const Rows2d &size, const Work &work) {
-    constexpr int64_t LANES = 64 / sizeof(T);
+    constexpr int64_t LANES = REGISTER / sizeof(T);
     const int64_t blocks = (size.rows + LANES - 1) / LANES;
 #pragma omp parallel for num_threads(size.threads) schedule(static) if (size.threads > 1)
     for (int64_t block = 0; block < blocks; ++block)

@@ -84,7 +84,7 @@ template <typename T, typename Work> static void each_edge(const Heads &size, co
     using Half __attribute__((vector_size(REGISTER / 2), aligned(sizeof(T)), may_alias)) = T;
     using Quarter __attribute__((vector_size(REGISTER / 4), aligned(sizeof(T)), may_alias)) = T;
     const auto fits = [&](auto vector) { return width * sizeof(T) % sizeof(vector) == 0; };
-    if (fits(Register<T>())) return with(Register<T>());
+    if (fits(Vector<T>())) return with(Vector<T>());
     if (fits(Half())) return with(Half());
     if (fits(Quarter())) return with(Quarter());
     with(T());

@@ -16,7 +16,7 @@ static int64_t stray(const Sizes &size) {
 // Calls work(node, first column, number of columns, rows that start there, their number) node by node; threads divide the
 // columns, so that no two write to the same place.
 template <typename T, typename Work> static void each_node(const Sizes &size, const Work &work) {
-    constexpr int64_t LANES = 64 / sizeof(T);
+    constexpr int64_t LANES = REGISTER / sizeof(T);
     const Sorted sorted(size.start, size.rows, size.nodes);
     const int64_t blocks = (size.width + LANES - 1) / LANES, threads = std::max<int64_t>(1, std::min(size.threads, blocks));
 #pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)

@@ -199,7 +199,7 @@ struct Tiled {
     static INLINE int64_t offset(int i, int64_t width) { return i / 2 * SIDE * width + i % 2 * SIDE; }
     static INLINE auto read(const float *from, int64_t width, Place at) {
         from += at.row * width + at.column;
-        return blocks<float, 4>(Register<float>()).of([=](int i) { return load<Register<float>>(from + offset(i, width)); });
+        return blocks<float, 4>(Vector<float>()).of([=](int i) { return load<Vector<float>>(from + offset(i, width)); });
     }
     template <typename Row> static INLINE void write(float *to, int64_t width, Place at, const Row &row, bool past = false) {
         to += at.row * width + at.column;
@@ -208,8 +208,8 @@ struct Tiled {
     }
     template <typename Row> static INLINE void add_to_row(float *to, Place at, const Row &row) {
         to += at.column;
-        store(to, load<Register<float>>(to) + (row.part[0] + row.part[2]));
-        store(to + SIDE, load<Register<float>>(to + SIDE) + (row.part[1] + row.part[3]));
+        store(to, load<Vector<float>>(to) + (row.part[0] + row.part[2]));
+        store(to + SIDE, load<Vector<float>>(to + SIDE) + (row.part[1] + row.part[3]));
     }
     template <typename Row>
     static INLINE void put(const Row &row, Place at, int64_t rows, int64_t width, float *along, float *across, float *right) {
@@ -292,7 +292,7 @@ struct Tiles {};
 // c[i, :] (+)= sum_k a[i, k] b[k, :] for COUNT rows and a panel
 template <typename T, int COUNT>
 static void product(const T *a, int64_t step_i, int64_t step_k, const T *b, int64_t K, T *c, int64_t width, bool add) {
-    using V = Register<T>;
+    using V = Vector<T>;
     constexpr int64_t LANES = REGISTER / sizeof(T);
     V sum[COUNT][WIDE] = {};
     for (int64_t k = 0; k < K; ++k, b += PANEL<T>) {
@@ -321,7 +321,7 @@ template <typename T> struct Plain {
         return {row, (uint32_t(piece) - row * columns) * PANEL<T>};
     }
     static INLINE auto read(const T *from, int64_t width, Place at) {
-        return blocks<T, WIDE>(Register<T>()).at(from + at.row * width + at.column);
+        return blocks<T, WIDE>(Vector<T>()).at(from + at.row * width + at.column);
     }
     template <typename Row> static INLINE void write(T *to, int64_t width, Place at, const Row &row, bool past = false) {
         row.put_away(to + at.row * width + at.column, past);

@@ -59,7 +59,7 @@ template <typename T, typename Work> static void each_edge(const Rejection &size
             if (y_out) along.clear();
             work(e, along.numbers.data(), [=](const auto &part) __attribute__((always_inline)) {
                 int64_t c = first;
-                for (; c + LANES <= last; c += LANES) part(Register<T>(), c);
+                for (; c + LANES <= last; c += LANES) part(Vector<T>(), c);
                 for (; c < last; ++c) part(T(), c);
             });
             if (y_out) along.put(to + e * M, M);

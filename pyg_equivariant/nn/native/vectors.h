@@ -1,4 +1,4 @@
-// Vectors of 64 bytes, and rows in the order of what they belong to: what the kernels share.
+// Vectors, and rows in the order of what they belong to: what the kernels share.
 
 #pragma once
 
@@ -13,21 +13,19 @@
 
 namespace kernels {
 
-template <typename T> using Vector __attribute__((vector_size(64), aligned(sizeof(T)), may_alias)) = T;
-
-// Vectors of one of the processor's registers, for what is held there.
+// Bytes of one of the processor's registers. The compiler would take wider vectors apart, through memory.
 #ifdef __AVX512F__
 constexpr int64_t REGISTER = 64;
 #else
 constexpr int64_t REGISTER = 32;
 #endif
-template <typename T> using Register __attribute__((vector_size(REGISTER), aligned(sizeof(T)), may_alias)) = T;
+template <typename T> using Vector __attribute__((vector_size(REGISTER), aligned(sizeof(T)), may_alias)) = T;
 
 template <typename V, typename T> static V load(const T *from) { return *reinterpret_cast<const V *>(from); }
 template <typename V, typename T> static void store(T *to, V value) { *reinterpret_cast<V *>(to) = value; }
 
 // The sum of a vector's lanes, in halves.
-template <typename T, int BYTES = 64> static T sum_of_lanes(const T *lanes) {
+template <typename T, int BYTES = REGISTER> static T sum_of_lanes(const T *lanes) {
     if constexpr (BYTES == sizeof(T)) {
         return *lanes;
     } else {
@@ -96,8 +94,8 @@ template <typename T, int WIDE, typename V> static Block<T, V, WIDE> blocks(V) {
 template <typename T, typename Work> static void each(int64_t size, const Work &work) {
     constexpr int64_t LANES = REGISTER / sizeof(T);
     int64_t c = 0;
-    for (; c + 4 * LANES <= size; c += 4 * LANES) work(blocks<T, 4>(Register<T>()), c);
-    for (; c + LANES <= size; c += LANES) work(blocks<T, 1>(Register<T>()), c);
+    for (; c + 4 * LANES <= size; c += 4 * LANES) work(blocks<T, 4>(Vector<T>()), c);
+    for (; c + LANES <= size; c += LANES) work(blocks<T, 1>(Vector<T>()), c);
     for (; c < size; ++c) work(blocks<T, 1>(T()), c);
 }
 

@@ -32,8 +32,8 @@ template <typename T, typename Work> static void each_block(const Harmonics &siz
 #pragma omp parallel for num_threads(size.threads) schedule(static) if (size.threads > 1)
     for (int64_t atom = 0; atom < size.nodes; ++atom) {
         int64_t c = 0;
-        for (; c + 4 * LANES <= size.channels; c += 4 * LANES)
-            components(Vector<T>(), std::integral_constant<int, 4>(), atom, c);
+        for (; c + SEVERAL * LANES <= size.channels; c += SEVERAL * LANES)
+            components(Vector<T>(), std::integral_constant<int, SEVERAL>(), atom, c);
         for (; c + LANES <= size.channels; c += LANES) components(Vector<T>(), std::integral_constant<int, 1>(), atom, c);
         for (; c < size.channels; ++c) components(T(), std::integral_constant<int, 1>(), atom, c);
     }

@@ -74,8 +74,8 @@ template <typename T, typename Work> static void each_edge(const Heads &size, co
             for (const int64_t e : order)
                 work(e, [=](const auto &part) __attribute__((always_inline)) {
                     int64_t c = first;
-                    for (; c + 4 * LANES <= last; c += 4 * LANES)
-                        part(Part<T, decltype(blocks<T, 4>(vector))>{c, head + c / LANES});
+                    for (; c + SEVERAL * LANES <= last; c += SEVERAL * LANES)
+                        part(Part<T, decltype(blocks<T, SEVERAL>(vector))>{c, head + c / LANES});
                     for (; c + LANES <= last; c += LANES)
                         part(Part<T, decltype(blocks<T, 1>(vector))>{c, head + c / LANES});
                 });

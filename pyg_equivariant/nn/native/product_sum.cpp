@@ -34,7 +34,8 @@ static void each_edge(const Harmonics &size, int64_t sums, T *total, const Work 
                     work.template run<decltype(vector), decltype(wide)::value>(atom, sorted.order[n], c, own);
             };
             int64_t c = 0;
-            for (; c + 4 * LANES <= size.channels; c += 4 * LANES) edges(Vector<T>(), std::integral_constant<int, 4>(), c);
+            for (; c + SEVERAL * LANES <= size.channels; c += SEVERAL * LANES)
+                edges(Vector<T>(), std::integral_constant<int, SEVERAL>(), c);
             for (; c + LANES <= size.channels; c += LANES) edges(Vector<T>(), std::integral_constant<int, 1>(), c);
             for (; c < size.channels; ++c) edges(T(), std::integral_constant<int, 1>(), c);
         }

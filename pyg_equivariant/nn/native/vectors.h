@@ -19,6 +19,7 @@ constexpr int64_t REGISTER = 64;
 #else
 constexpr int64_t REGISTER = 32;
 #endif
+constexpr int SEVERAL = REGISTER / 16;  // as many as there is room for among so many registers
 template <typename T> using Vector __attribute__((vector_size(REGISTER), aligned(sizeof(T)), may_alias)) = T;
 
 template <typename V, typename T> static V load(const T *from) { return *reinterpret_cast<const V *>(from); }
@@ -94,7 +95,7 @@ template <typename T, int WIDE, typename V> static Block<T, V, WIDE> blocks(V) {
 template <typename T, typename Work> static void each(int64_t size, const Work &work) {
     constexpr int64_t LANES = REGISTER / sizeof(T);
     int64_t c = 0;
-    for (; c + 4 * LANES <= size; c += 4 * LANES) work(blocks<T, 4>(Vector<T>()), c);
+    for (; c + SEVERAL * LANES <= size; c += SEVERAL * LANES) work(blocks<T, SEVERAL>(Vector<T>()), c);
     for (; c + LANES <= size; c += LANES) work(blocks<T, 1>(Vector<T>()), c);
     for (; c < size; ++c) work(blocks<T, 1>(T()), c);
 }

@@ -2,14 +2,18 @@
 
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 import torch._functorch.config
+from torch import Tensor
 from torch._inductor import codecache, config, cpu_vec_isa
+from torch._inductor.select_algorithm import extern_kernels
 
 from pyg_equivariant import potential
 from pyg_equivariant.models import SchNet
-from pyg_equivariant.nn.compiler import register_rules, warm_up
+from pyg_equivariant.nn.compiler import NARROW, register_rules, warm_up
+from pyg_equivariant.nn.dense import Dense
 from pyg_equivariant.typing import Prediction
 
 
@@ -54,3 +58,28 @@ def test_steps_warm_the_compiler_up(
     for _ in range(2):
         model._compiled(None)
     assert calls == expected
+
+
+@pytest.mark.parametrize(("channels", "turned"), [(NARROW - 1, True), (NARROW, False)])
+def test_few_columns_are_multiplied_from_the_left(channels: int, turned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The derivative by the weights of a narrow layer: MKL needs up to eight times longer for gᵀ x than for (xᵀ g)ᵀ."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its checks cannot be traced
+    register_rules()
+    torch.compiler.reset()
+    layer = Dense(channels, 32)
+    x = torch.randn(50, channels)
+    weights, bias = torch.autograd.grad(layer(x).square().sum(), list(layer.parameters()))
+    products: list[tuple[int, ...]] = []
+    mm = torch.mm
+
+    def record(a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
+        products.append((*a.shape, *b.shape))
+        return mm(a, b, out=out)
+
+    monkeypatch.setattr(extern_kernels, "mm", record)
+    torch.compile(lambda x: layer(x).square().sum())(x).backward()
+    assert ((channels, 50, 50, 32) if turned else (32, 50, 50, channels)) in products
+    torch.testing.assert_close(layer.weight.grad, weights)
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.stride() == layer.weight.stride()
+    torch.testing.assert_close(layer.bias.grad, bias)

@@ -74,7 +74,8 @@ def kernels() -> bool:
         with tempfile.TemporaryDirectory(dir=folder) as own:  # of several processes the last one wins
             failure = _build([*compiler, *flags], Path(own), name)
             if failure is not None:
-                reason = (failure.strip() or "no message").splitlines()[0]
+                said = (failure.strip() or "no message").splitlines()
+                reason = next((line for line in said if "error" in line), said[0])
                 warnings.warn(f"{compiler[0]} failed on the kernels ({reason}): {SLOW}", stacklevel=2)
                 return False
             os.replace(Path(own) / name, file)

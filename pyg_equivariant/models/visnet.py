@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pyg_equivariant.models.base import Representation
 from pyg_equivariant.nn.activation import silu
 from pyg_equivariant.nn.compiler import stored
-from pyg_equivariant.nn.conv import EdgeSumConv
+from pyg_equivariant.nn.conv import EdgeSumConv, segment_sum
 from pyg_equivariant.nn.cutoff import CosineCutoff
 from pyg_equivariant.nn.dense_chain import DenseChain
 from pyg_equivariant.nn.edge_sum import CONSTANT, Term
@@ -64,12 +64,12 @@ class ViSNetConv(EdgeSumConv):
     """
 
     def __init__(self, channels: int, num_heads: int = 8, lmax: int = 1, *, lmax_in: int | None = None) -> None:
-        # of the source's vectors and of ones, for what is the edge's alone: harmonics and, in the last row, scalars
+        # of the source's vectors and of ones, for what is the edge's alone
         ones = num_components(lmax if lmax_in is None else lmax_in) - 1
         rows, kinds = num_components(lmax) - 1, 2 if ones else 1
         turned = [Term(m, m, CONSTANT, 0, 1.0) for m in range(ones)]
         along = [Term(m, ones, m, kinds - 1, 1.0) for m in range(rows)]
-        super().__init__([*turned, *along, Term(rows, ones, CONSTANT, kinds, 1.0)], rows + 1)
+        super().__init__([*turned, *along], rows)
         if num_heads < 1 or channels % num_heads:
             raise ValueError(f"the channels must be a multiple of num_heads, got channels={channels}, {num_heads=}")
         if ones not in (0, rows):
@@ -111,12 +111,11 @@ class ViSNetConv(EdgeSumConv):
         score = head_dot((query, target), (key, source), (weight_key, row), self.num_heads)
         attention = silu(score) * envelope.unsqueeze(-1)
         message = head_sum((value, source), (weight_value, row), attention, own, own.shape[0])
-        filters = torch.cat([self.to_vectors(message), message], -1)
+        ds = self.out(segment_sum(message, target, scalar.shape[0]))
+        filters = self.to_vectors(message).unflatten(1, (-1, scalar.shape[1]))
         ones = torch.ones_like(scalar).unsqueeze(1)
         sent = ones if self.mix is None else torch.cat([vec, ones], 1)
-        received = self.message_and_aggregate(edge_index, sent, filters.unflatten(1, (-1, scalar.shape[1])), edge_sh)
-        dv, total = received.split([edge_sh.shape[1], 1], 1)
-        ds = self.out(total.squeeze(1))
+        dv = self.message_and_aggregate(edge_index, sent, filters, edge_sh)
         if self.mix is not None:
             ds, turned = exchange(ds, self.mix(vec))
             dv = dv + turned

@@ -256,28 +256,6 @@ template <typename T, typename Work> static void each_group(const Table &table, 
     }
 }
 
-// Rows that are summed up, from the first one to the last: cleared when they are first written, while they are at hand, and
-// those left over.
-template <typename T> class Rows {
-    T *const out;
-    const int64_t first, last, size, channels, count;
-    std::vector<char> seen = std::vector<char>(last - first);
-
-public:
-    Rows(T *out, int64_t first, int64_t last, int64_t size, int64_t channels, int64_t count)
-        : out(out), first(first), last(last), size(size), channels(channels), count(count) {}
-    T *clear(int64_t row) {
-        T *to = out + row * size * channels;
-        if (!seen[row - first])
-            for (int64_t f = 0; f < size; ++f) std::memset(to + f * channels, 0, count * sizeof(T));
-        seen[row - first] = 1;
-        return to;
-    }
-    void finish() {
-        for (int64_t row = first; row < last; ++row) clear(row);
-    }
-};
-
 // The filters of a batch of edges, and what their derivatives add up to.
 template <typename T> class Filters {
     const Graph &graph;

@@ -23,10 +23,6 @@ template <typename T> static int64_t stray(int64_t edges, const Product<T> &of) 
     return std::max({stray(edges, of.a), stray(edges, of.b), stray(edges, of.c)});
 }
 
-template <typename T> static void clear(Sums<T> to) {
-    for (const auto &[data, size] : to.all()) std::fill_n(data, size, T(0));
-}
-
 // The sum of a vector's lanes.
 template <typename T, typename V> static INLINE T total(const V &vector) {
 #ifdef __AVX512F__
@@ -59,8 +55,31 @@ template <typename T> static std::vector<int64_t> in_order(int64_t edges, const 
     return Sorted(largest.index, edges, largest.rows).order;
 }
 
-// Calls work(edge, what calls its argument for all parts of a row). No vector reaches from one head into the next.
-template <typename T, typename Work> static void each_edge(const Heads &size, const Product<T> &of, const Work &work) {
+// Rows of one outcome, the channels of some heads, in the order in which edges add to them.
+template <typename T> class Sum {
+    const int64_t *const index, first;
+    Rows<T> rows;
+
+public:
+    Sum(const Heads &size, const Factor<T> &factor, T *out, int64_t first, int64_t last)
+        : index(factor.index), first(first), rows(out + first, 0, out ? factor.rows : 0, 1, size.channels, last - first) {}
+    T *of(int64_t edge) { return rows.clear(index[edge]) - first; }
+    void finish() { rows.finish(); }
+};
+
+// The outcomes by the three factors; those that are there.
+template <typename T> struct Outcomes {
+    Sum<T> a, b, c;
+
+    Outcomes(const Heads &size, const Product<T> &of, const Sums<T> &to, int64_t first, int64_t last)
+        : a(size, of.a, to.a.data, first, last), b(size, of.b, to.b.data, first, last), c(size, of.c, to.c.data, first, last) {}
+    void finish() { a.finish(), b.finish(), c.finish(); }
+};
+
+// Calls work(edge, outcomes, what calls its argument for all parts of a row). No vector reaches from one head into the next.
+template <typename T, typename Work>
+static void each_edge(const Heads &size, const Product<T> &of, const Sums<T> &to, const Work &work) {
+    std::fill_n(to.s.data, to.s.size, T(0));
     const std::vector<int64_t> order = in_order(size.edges, of);
     const int64_t width = size.channels / size.heads, threads = std::min(size.threads, size.heads);
     const auto with = [&](auto vector) {
@@ -71,14 +90,16 @@ template <typename T, typename Work> static void each_edge(const Heads &size, co
         for (int64_t n = 0; n < threads; ++n) {
             const int64_t first = n * size.heads / threads * width, last = (n + 1) * size.heads / threads * width;
             const int64_t *const head = heads.data();
+            Outcomes<T> outcomes(size, of, to, first, last);
             for (const int64_t e : order)
-                work(e, [=](const auto &part) __attribute__((always_inline)) {
+                work(e, outcomes, [=](const auto &part) __attribute__((always_inline)) {
                     int64_t c = first;
                     for (; c + SEVERAL * LANES <= last; c += SEVERAL * LANES)
                         part(Part<T, decltype(blocks<T, SEVERAL>(vector))>{c, head + c / LANES});
                     for (; c + LANES <= last; c += LANES)
                         part(Part<T, decltype(blocks<T, 1>(vector))>{c, head + c / LANES});
                 });
+            outcomes.finish();
         }
     };
     using Half __attribute__((vector_size(REGISTER / 2), aligned(sizeof(T)), may_alias)) = T;
@@ -93,11 +114,10 @@ template <typename T, typename Work> static void each_edge(const Heads &size, co
 // out_s = the sum over the channels of a head of a b c, if s is null, else out_c = the sum over edges of a b s
 template <typename T> int64_t head_value(const Heads &size, const Product<T> &of, Sums<T> to) {
     if (const int64_t edge = stray(size.edges, of); edge >= 0) return edge;
-    clear(to);
-    each_edge<T>(size, of, [&](int64_t e, const auto &each) {
+    each_edge<T>(size, of, to, [&](int64_t e, Outcomes<T> &sums, const auto &each) {
         const T *const a = of.a.of(e), *const b = of.b.of(e);
         if (const T *const s = of.s ? of.s + e * size.heads : nullptr) {
-            T *const to_c = to.c.data + of.c.index[e] * size.channels;
+            T *const to_c = sums.c.of(e);
             each([=](const auto &part) __attribute__((always_inline)) { part.add(to_c, part.times(s, part.of(a) * part.of(b))); });
         } else {
             const T *const c = of.c.of(e);
@@ -111,11 +131,10 @@ template <typename T> int64_t head_value(const Heads &size, const Product<T> &of
 // The derivatives of Q by a, by b, and by c or s: by the one of which there are no derivatives yet.
 template <typename T> int64_t head_first(const Heads &size, const Product<T> &of, Sums<T> to) {
     if (const int64_t edge = stray(size.edges, of); edge >= 0) return edge;
-    clear(to);
-    each_edge<T>(size, of, [&](int64_t e, const auto &each) {
+    each_edge<T>(size, of, to, [&](int64_t e, Outcomes<T> &sums, const auto &each) {
         const T *const a = of.a.of(e), *const b = of.b.of(e), *const c = of.c.of(e), *const s = of.s + e * size.heads;
-        T *const to_a = to.a.data + of.a.index[e] * size.channels, *const to_b = to.b.data + of.b.index[e] * size.channels;
-        T *const to_c = to.c.data ? to.c.data + of.c.index[e] * size.channels : nullptr;
+        T *const to_a = sums.a.of(e), *const to_b = sums.b.of(e);
+        T *const to_c = to.c.data ? sums.c.of(e) : nullptr;
         T *const to_s = to.c.data ? nullptr : to.s.data + e * size.heads;
         each([=](const auto &part) __attribute__((always_inline)) {
             const auto x = part.of(a), y = part.of(b), z = part.of(c), both = part.times(s, z);
@@ -133,13 +152,12 @@ template <typename T> int64_t head_first(const Heads &size, const Product<T> &of
 // The derivatives of  h . head_first  by all four.
 template <typename T> int64_t head_second(const Heads &size, const Product<T> &of, const Product<T> &h, Sums<T> to) {
     if (const int64_t edge = stray(size.edges, of); edge >= 0) return edge;
-    clear(to);
-    each_edge<T>(size, of, [&](int64_t e, const auto &each) {
+    each_edge<T>(size, of, to, [&](int64_t e, Outcomes<T> &sums, const auto &each) {
         const T *const a = of.a.of(e), *const b = of.b.of(e), *const c = of.c.of(e), *const s = of.s + e * size.heads;
         const T *const ha = h.a.of(e), *const hb = h.b.of(e), *const hc = h.c.of(e);
         const T *const hs = h.s ? h.s + e * size.heads : nullptr;
-        T *const to_a = to.a.data + of.a.index[e] * size.channels, *const to_b = to.b.data + of.b.index[e] * size.channels;
-        T *const to_c = to.c.data + of.c.index[e] * size.channels, *const to_s = to.s.data + e * size.heads;
+        T *const to_a = sums.a.of(e), *const to_b = sums.b.of(e);
+        T *const to_c = sums.c.of(e), *const to_s = to.s.data + e * size.heads;
         each([=](const auto &part) __attribute__((always_inline)) {
             const auto x = part.of(a), y = part.of(b), z = part.of(c), hx = part.of(ha), hy = part.of(hb);
             const auto turned = hx * y + x * hy;

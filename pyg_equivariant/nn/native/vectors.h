@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #ifdef __AVX512F__
@@ -109,6 +110,28 @@ struct Sorted {
         for (int64_t row = 0; row < rows; ++row) ++first[place[row] + 2];
         for (int64_t n = 0; n < places; ++n) first[n + 2] += first[n + 1];
         for (int64_t row = 0; row < rows; ++row) order[first[place[row] + 1]++] = row;
+    }
+};
+
+// Rows that are summed up, from the first one to the last: cleared when they are first written, while they are at hand, and
+// those left over.
+template <typename T> class Rows {
+    T *const out;
+    const int64_t first, last, size, channels, count;
+    std::vector<char> seen = std::vector<char>(last - first);
+
+public:
+    Rows(T *out, int64_t first, int64_t last, int64_t size, int64_t channels, int64_t count)
+        : out(out), first(first), last(last), size(size), channels(channels), count(count) {}
+    T *clear(int64_t row) {
+        T *to = out + row * size * channels;
+        if (!seen[row - first])
+            for (int64_t f = 0; f < size; ++f) std::memset(to + f * channels, 0, count * sizeof(T));
+        seen[row - first] = 1;
+        return to;
+    }
+    void finish() {
+        for (int64_t row = first; row < last; ++row) clear(row);
     }
 };
 

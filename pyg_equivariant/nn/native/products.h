@@ -312,7 +312,7 @@ static void product(const T *a, int64_t step_i, int64_t step_k, const T *b, int6
 
 template <typename T> struct Plain {
     using Number = T;
-    static constexpr int64_t HEIGHT = 1, MOST = 8 * ROWS;
+    static constexpr int64_t HEIGHT = 1, MOST = 16 * ROWS;
     static int64_t size(int64_t rows, int64_t width) { return rows * width; }
 
     static int64_t pieces(int64_t rows, int64_t width) { return rows * (width / PANEL<T>); }

@@ -72,14 +72,14 @@ template <typename T> struct Outcomes {
     Sum<T> a, b, c;
 
     Outcomes(const Heads &size, const Product<T> &of, const Sums<T> &to, int64_t first, int64_t last)
-        : a(size, of.a, to.a.data, first, last), b(size, of.b, to.b.data, first, last), c(size, of.c, to.c.data, first, last) {}
+        : a(size, of.a, to.a, first, last), b(size, of.b, to.b, first, last), c(size, of.c, to.c, first, last) {}
     void finish() { a.finish(), b.finish(), c.finish(); }
 };
 
 // Calls work(edge, outcomes, what calls its argument for all parts of a row). No vector reaches from one head into the next.
 template <typename T, typename Work>
 static void each_edge(const Heads &size, const Product<T> &of, const Sums<T> &to, const Work &work) {
-    std::fill_n(to.s.data, to.s.size, T(0));
+    if (to.s) std::fill_n(to.s, size.edges * size.heads, T(0));
     const std::vector<int64_t> order = in_order(size.edges, of);
     const int64_t width = size.channels / size.heads, threads = std::min(size.threads, size.heads);
     const auto with = [&](auto vector) {
@@ -121,7 +121,7 @@ template <typename T> int64_t head_value(const Heads &size, const Product<T> &of
             each([=](const auto &part) __attribute__((always_inline)) { part.add(to_c, part.times(s, part.of(a) * part.of(b))); });
         } else {
             const T *const c = of.c.of(e);
-            T *const to_s = to.s.data + e * size.heads;
+            T *const to_s = to.s + e * size.heads;
             each([=](const auto &part) __attribute__((always_inline)) { part.add_to_heads(to_s, part.of(a) * part.of(b) * part.of(c)); });
         }
     });
@@ -134,8 +134,8 @@ template <typename T> int64_t head_first(const Heads &size, const Product<T> &of
     each_edge<T>(size, of, to, [&](int64_t e, Outcomes<T> &sums, const auto &each) {
         const T *const a = of.a.of(e), *const b = of.b.of(e), *const c = of.c.of(e), *const s = of.s + e * size.heads;
         T *const to_a = sums.a.of(e), *const to_b = sums.b.of(e);
-        T *const to_c = to.c.data ? sums.c.of(e) : nullptr;
-        T *const to_s = to.c.data ? nullptr : to.s.data + e * size.heads;
+        T *const to_c = to.c ? sums.c.of(e) : nullptr;
+        T *const to_s = to.c ? nullptr : to.s + e * size.heads;
         each([=](const auto &part) __attribute__((always_inline)) {
             const auto x = part.of(a), y = part.of(b), z = part.of(c), both = part.times(s, z);
             part.add(to_a, y * both);
@@ -157,7 +157,7 @@ template <typename T> int64_t head_second(const Heads &size, const Product<T> &o
         const T *const ha = h.a.of(e), *const hb = h.b.of(e), *const hc = h.c.of(e);
         const T *const hs = h.s ? h.s + e * size.heads : nullptr;
         T *const to_a = sums.a.of(e), *const to_b = sums.b.of(e);
-        T *const to_c = sums.c.of(e), *const to_s = to.s.data + e * size.heads;
+        T *const to_c = sums.c.of(e), *const to_s = to.s + e * size.heads;
         each([=](const auto &part) __attribute__((always_inline)) {
             const auto x = part.of(a), y = part.of(b), z = part.of(c), hx = part.of(ha), hy = part.of(hb);
             const auto turned = hx * y + x * hy;

@@ -80,12 +80,7 @@ template <typename T> struct Product {
 
 // Memory for derivatives by them; what is null is not wanted.
 template <typename T> struct Sums {
-    struct Numbers {
-        T *data;
-        int64_t size;
-    };
-    Numbers a, b, c, s;
-    std::array<Numbers, 4> all() const { return {a, b, c, s}; }
+    T *a, *b, *c, *s;
 };
 
 struct Exchange {

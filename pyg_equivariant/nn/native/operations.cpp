@@ -456,11 +456,6 @@ struct HeadProduct {
     }
 };
 
-template <typename T> static typename kernels::Sums<T>::Numbers numbers(const Tensor &tensor) {
-    return tensor.defined() ? typename kernels::Sums<T>::Numbers{out<T>(tensor), tensor.numel()}
-                            : typename kernels::Sums<T>::Numbers{nullptr, 0};
-}
-
 static Tensor head_dot(const Tensor &a, const Tensor &b, const Tensor &c, const Tensor &to_a, const Tensor &to_b,
                        const Tensor &to_c, int64_t heads) {
     const HeadProduct of(a, b, to_a, to_b, to_c, heads);
@@ -469,7 +464,7 @@ static Tensor head_dot(const Tensor &a, const Tensor &b, const Tensor &c, const 
     const Tensor s = at::empty({of.size.edges, heads}, a.options());
     of.check(typed(a, [&](auto zero) {
         using T = decltype(zero);
-        return kernels::head_value<T>(of.size, of.product<T>(x, y, z, Tensor()), {{}, {}, {}, numbers<T>(s)});
+        return kernels::head_value<T>(of.size, of.product<T>(x, y, z, Tensor()), {nullptr, nullptr, nullptr, out<T>(s)});
     }), a, b, z.count);
     return s;
 }
@@ -482,7 +477,7 @@ static Tensor head_sum(const Tensor &a, const Tensor &b, const Tensor &s, const 
     const Rows x(a), y(b), z(c);
     of.check(typed(a, [&](auto zero) {
         using T = decltype(zero);
-        return kernels::head_value<T>(of.size, of.product<T>(x, y, z, factors), {{}, {}, numbers<T>(c), {}});
+        return kernels::head_value<T>(of.size, of.product<T>(x, y, z, factors), {nullptr, nullptr, out<T>(c), nullptr});
     }), a, b, places);
     return c;
 }
@@ -498,9 +493,9 @@ static std::tuple<Tensor, Tensor, Tensor> head_first(const Tensor &a, const Tens
     const Tensor last = by_factors ? empty(factors) : z.like(of.size.channels);
     of.check(typed(a, [&](auto zero) {
         using T = decltype(zero);
-        const auto none = numbers<T>(Tensor()), third = numbers<T>(last);
+        T *const third = out<T>(last);
         return kernels::head_first<T>(of.size, of.product<T>(x, y, z, factors),
-                                      {numbers<T>(of_a), numbers<T>(of_b), by_factors ? none : third, by_factors ? third : none});
+                                      {out<T>(of_a), out<T>(of_b), by_factors ? nullptr : third, by_factors ? third : nullptr});
     }), a, b, z.count);
     return {of_a, of_b, last};
 }
@@ -520,7 +515,7 @@ head_second(const Tensor &a, const Tensor &b, const Tensor &c, const Tensor &s, 
     of.check(typed(a, [&](auto zero) {
         using T = decltype(zero);
         return kernels::head_second<T>(of.size, of.product<T>(x, y, z, factors), of.product<T>(hx, hy, hz, hs),
-                                       {numbers<T>(of_a), numbers<T>(of_b), numbers<T>(of_c), numbers<T>(of_s)});
+                                       {out<T>(of_a), out<T>(of_b), out<T>(of_c), out<T>(of_s)});
     }), a, b, z.count);
     return {of_a, of_b, of_c, of_s};
 }

@@ -92,6 +92,14 @@ struct Rejection {
     const int64_t *source, *target;
 };
 
+// Polynomials of an atom's components: two values that are the factors of each product, and of each row the outcome, the
+// weight and a value.
+struct Polynomials {
+    int64_t atoms, channels, components, weights, outcomes, products, rows, threads;
+    const int64_t *factors, *row;
+    int64_t values() const { return 1 + components + products; }
+};
+
 // The first edge that leads out of the atoms, or -1.
 inline int64_t stray(const Harmonics &size) {
     for (int64_t e = 0; e < size.edges; ++e)
@@ -143,6 +151,14 @@ int64_t rejection_backward(const Rejection &, const T *x, const T *y, const T *g
 template <typename T>
 int64_t rejection_second(const Rejection &, const T *x, const T *y, const T *g, const T *hx, const T *hy, T *x_out, T *y_out,
                          T *g_out);
+
+// see polynomials.cpp; t has a row of factors of all values for each row, and what is null is not given or not wanted
+template <typename T> void polynomials_forward(const Polynomials &, const T *x, const T *w, const T *t, T *y);
+template <typename T>
+void polynomials_backward(const Polynomials &, const T *x, const T *w, const T *t, const T *g, T *x_out, T *w_out);
+template <typename T>
+void polynomials_second(const Polynomials &, const T *x, const T *w, const T *t, const T *g, const T *hx, const T *hw, T *x_out,
+                        T *w_out, T *g_out);
 
 // see product_sum.cpp; b has the width rank
 template <typename T>

@@ -30,6 +30,7 @@ using kernels::Harmonics;
 using kernels::Inputs;
 using kernels::Outputs;
 using kernels::POINTS;
+using kernels::Polynomials;
 using kernels::Rejection;
 using kernels::Rows2d;
 using kernels::Sizes;
@@ -1059,6 +1060,73 @@ static std::tuple<Tensor, Tensor, Tensor> rejection_second(const Tensor &x, cons
     return {of_x, of_y, of_g};
 }
 
+// Polynomials.
+
+struct Weighted {
+    const Tensor x, w, factors, row, sums;
+    Polynomials size;
+
+    Weighted(const Tensor &components, const Tensor &weights, const Tensor &pairs, const Tensor &rows, const Tensor &table,
+             int64_t outcomes)
+        : x(components.contiguous()), w(weights.contiguous()), factors(pairs.contiguous()), row(rows.contiguous()),
+          sums(table.contiguous()),
+          size{x.size(0), x.size(2), x.size(1), w.size(1), outcomes, factors.size(0), row.size(0), at::get_num_threads(),
+               indices(factors), indices(row)} {
+        int64_t count = 0;
+        for (int64_t r = 0; r < size.rows; ++r) count = std::max(count, size.row[3 * r + 1] + 1);
+        TORCH_CHECK_VALUE(size.values() == sums.size(1) && count <= size.weights && x.size(0) == w.size(0) &&
+                              x.size(2) == w.size(2), "polynomials of ", sums.size(1) - 1 - size.products, " components with ",
+                          count, " weights got components ", x.sizes(), " and weights ", w.sizes());
+    }
+    Tensor gradients(const Tensor &g) const {
+        TORCH_CHECK_VALUE(g.sizes() == at::IntArrayRef({size.atoms, size.outcomes, size.channels}), size.outcomes,
+                          " polynomials of components ", x.sizes(), " got gradients ", g.sizes());
+        return g.contiguous();
+    }
+    Tensor by_weights(bool wanted) const { return wanted ? empty(w) : at::empty({0}, w.options()); }
+};
+
+static Tensor polynomials_forward(const Tensor &x, const Tensor &w, const Tensor &factors, const Tensor &row,
+                                  const Tensor &sums, at::IntArrayRef, int64_t outcomes) {
+    const Weighted of(x, w, factors, row, sums, outcomes);
+    const Tensor y = at::empty({of.size.atoms, outcomes, of.size.channels}, x.options());
+    typed(x, [&](auto zero) {
+        using T = decltype(zero);
+        kernels::polynomials_forward<T>(of.size, in<T>(of.x), in<T>(of.w), in<T>(of.sums), out<T>(y));
+    });
+    return y;
+}
+
+static std::tuple<Tensor, Tensor> polynomials_backward(const Tensor &x, const Tensor &w, const Tensor &g, const Tensor &factors,
+                                                       const Tensor &row, const Tensor &sums, at::IntArrayRef,
+                                                       int64_t outcomes, bool weights) {
+    const Weighted of(x, w, factors, row, sums, outcomes);
+    const Tensor grad = of.gradients(g), of_x = empty(of.x), of_w = of.by_weights(weights);
+    typed(x, [&](auto zero) {
+        using T = decltype(zero);
+        kernels::polynomials_backward<T>(of.size, in<T>(of.x), in<T>(of.w), in<T>(of.sums), in<T>(grad), out<T>(of_x),
+                                         out_if<T>(of_w));
+    });
+    return {of_x, of_w};
+}
+
+static std::tuple<Tensor, Tensor, Tensor> polynomials_second(const Tensor &x, const Tensor &w, const Tensor &g,
+                                                             const Optional &hx, const Optional &hw, const Tensor &factors,
+                                                             const Tensor &row, const Tensor &sums, at::IntArrayRef,
+                                                             int64_t outcomes, bool weights) {
+    const Weighted of(x, w, factors, row, sums, outcomes);
+    const Tensor grad = of.gradients(g), along_x = contiguous(hx), along_w = contiguous(hw);
+    TORCH_CHECK_VALUE((!hx || hx->sizes() == x.sizes()) && (!hw || hw->sizes() == w.sizes()), "polynomials of components ",
+                      x.sizes(), " with weights ", w.sizes(), " got directions of other shapes");
+    const Tensor of_x = empty(of.x), of_w = of.by_weights(weights), of_g = empty(grad);
+    typed(x, [&](auto zero) {
+        using T = decltype(zero);
+        kernels::polynomials_second<T>(of.size, in<T>(of.x), in<T>(of.w), in<T>(of.sums), in<T>(grad), in_if<T>(along_x),
+                                       in_if<T>(along_w), out<T>(of_x), out_if<T>(of_w), out<T>(of_g));
+    });
+    return {of_x, of_w, of_g};
+}
+
 // Each under two names: without the underscore it has derivatives.
 TORCH_LIBRARY_IMPL(pyg_equivariant, CPU, m) {
     for (const std::string prefix : {"", "_"}) {
@@ -1101,6 +1169,9 @@ TORCH_LIBRARY_IMPL(pyg_equivariant, CPU, m) {
         both("rejection_forward", TORCH_FN(rejection_forward));
         both("rejection_backward", TORCH_FN(rejection_backward));
         both("rejection_second", TORCH_FN(rejection_second));
+        both("polynomials_forward", TORCH_FN(polynomials_forward));
+        both("polynomials_backward", TORCH_FN(polynomials_backward));
+        both("polynomials_second", TORCH_FN(polynomials_second));
         both("find_pairs", TORCH_FN(find_pairs));
         both("find_returns", TORCH_FN(find_returns));
         both("block_product", TORCH_FN(block_product));

@@ -1,5 +1,6 @@
 """Weighted polynomials of an atom's components."""
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -62,19 +63,21 @@ class Polynomials(ExactConstants):
 
     def __init__(self, monomials: Iterable[Monomial], num_in: int, num_out: int) -> None:
         super().__init__()
-        ordered = sorted(monomials)
-        if not ordered or not all(term.factors for term in ordered):
+        terms = sorted(monomials)
+        if not terms or not all(term.factors for term in terms):
             raise ValueError("Polynomials need one product or more, each of one factor or more")
         self.num_out = num_out
-        most = max(len(term.factors) for term in ordered)
+        most = max(len(term.factors) for term in terms)
         rows: dict[tuple[int, int, tuple[int, ...]], dict[tuple[int, ...], float]] = {}
-        for out, weight, factors, value in ordered:
+        for out, weight, factors, value in terms:
             cut = max(0, len(factors) - (most - most // 2))
             entries = rows.setdefault((out, weight, factors[:cut]), {})
             entries[factors[cut:]] = entries.get(factors[cut:], 0.0) + value
-        products = {beginning for *_, low in rows for beginning in _beginnings(low)}
-        products |= {beginning for entries in rows.values() for high in entries for beginning in _beginnings(high)}
-        values = [(), *((m,) for m in range(num_in)), *sorted(products, key=lambda product: (len(product), product))]
+        rows = dict(sorted(rows.items(), key=lambda item: len(item[1])))  # loops of the same length after each other
+        read = Counter(high for entries in rows.values() for high in entries)
+        products = {beginning for product in (*read, *(low for *_, low in rows)) for beginning in _beginnings(product)}
+        ordered = sorted(products, key=lambda product: (len(product), read[product], product))
+        values = [(), *((m,) for m in range(num_in)), *ordered]
         place = {product: number for number, product in enumerate(values)}
         new = values[1 + num_in :]
         self.orders = [count for order in range(2, most + 1) if (count := sum(len(p) == order for p in new))]
@@ -85,7 +88,7 @@ class Polynomials(ExactConstants):
         pairs = [(place[product[:-1]], place[product[-1:]]) for product in new]
         self.register_buffer("factors", torch.tensor(pairs, dtype=torch.long).view(-1, 2), persistent=False)
         row = torch.tensor([(out, weight, place[low]) for out, weight, low in rows])
-        self.register_buffer("row", row, persistent=False)
+        self.register_buffer("row", row.T.contiguous(), persistent=False)
         self.register_constant("sums", sums)
 
     def forward(self, x: Float[Tensor, "N M C"], weight: Float[Tensor, "N F C"]) -> Float[Tensor, "N O C"]:
@@ -113,7 +116,7 @@ def _by_parts(
     values = torch.cat([x.new_ones(x.shape[0], 1, x.shape[2]), x], 1)
     for first, second in (part.T for part in factors.split(orders)):
         values = torch.cat([values, _read(values, first) * _read(values, second)], 1)
-    out, weight, low = row.T
+    out, weight, low = row
     rows = (sums @ values) * _read(values, low) * _read(w, weight)
     return _choice(out, num_out, x).T @ rows
 

@@ -96,7 +96,7 @@ struct Rejection {
 // weight and a value.
 struct Polynomials {
     int64_t atoms, channels, components, weights, outcomes, products, rows, threads;
-    const int64_t *factors, *row;
+    const int64_t *factors, *outcome, *weight, *value;
     int64_t values() const { return 1 + components + products; }
 };
 

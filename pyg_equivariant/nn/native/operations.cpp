@@ -1070,10 +1070,9 @@ struct Weighted {
              int64_t outcomes)
         : x(components.contiguous()), w(weights.contiguous()), factors(pairs.contiguous()), row(rows.contiguous()),
           sums(table.contiguous()),
-          size{x.size(0), x.size(2), x.size(1), w.size(1), outcomes, factors.size(0), row.size(0), at::get_num_threads(),
-               indices(factors), indices(row)} {
-        int64_t count = 0;
-        for (int64_t r = 0; r < size.rows; ++r) count = std::max(count, size.row[3 * r + 1] + 1);
+          size{x.size(0), x.size(2), x.size(1), w.size(1), outcomes, factors.size(0), row.size(1), at::get_num_threads(),
+               indices(factors), indices(row), indices(row) + row.size(1), indices(row) + 2 * row.size(1)} {
+        const int64_t count = 1 + *std::max_element(size.weight, size.weight + size.rows);
         TORCH_CHECK_VALUE(size.values() == sums.size(1) && count <= size.weights && x.size(0) == w.size(0) &&
                               x.size(2) == w.size(2), "polynomials of ", sums.size(1) - 1 - size.products, " components with ",
                           count, " weights got components ", x.sizes(), " and weights ", w.sizes());

@@ -72,6 +72,7 @@ template <typename T, typename V, int WIDE> struct Block {
     INLINE Block operator+(const Block &other) const {
         return of([&](int i) { return part[i] + other.part[i]; });
     }
+    INLINE Block &operator+=(const Block &other) { return *this = *this + other; }
     INLINE Block operator*(const Block &other) const {
         return of([&](int i) { return part[i] * other.part[i]; });
     }
